@@ -1,0 +1,172 @@
+"""The records that stages hand to each other. Frozen, checked once where they are made.
+
+One video file gives a `VideoInfo`; its uninterrupted takes are `Shot`s; a shot's camera is a `Track`; what a clip
+was refused for is a `Rejected`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOTION_CLASSES = ("general", "rotation", "static", "planar")
+
+
+class LongtakeError(Exception):
+    """An error whose text says what was wrong, where, and what to do. Nothing else reaches a user."""
+
+
+class BadMedia(LongtakeError):
+    """The file cannot be used; `reason` is a snake_case code for the manifest's `filter_reasons`/`error`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):  # crosses process borders with both fields
+        return type(self), (self.reason, str(self))
+
+
+def check_shape(record: object, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the array `record.name` has this shape."""
+    got = np.shape(getattr(record, name))
+    if got != shape:
+        raise ValueError(f"{type(record).__name__}.{name} has shape {got}, not {shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A counted refusal: the stage that refused, a snake_case reason, and words for a person."""
+
+    stage: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoInfo:
+    """What is known of a video file, or of a folder of images, before its pixels are decoded.
+
+    `width` x `height` are what a viewer sees: display matrix and sample aspect ratio applied (the wider side is kept,
+    the other stretched, so no pixel is thrown away).
+    """
+
+    path: str  # absolute; for images the folder or the pattern
+    is_images: bool
+    image_paths: tuple[str, ...]  # empty for a video file
+    sha256: str
+    num_bytes: int
+    container: str
+    codec: str
+    pix_fmt: str
+    coded_width: int
+    coded_height: int
+    width: int
+    height: int
+    rotation_deg: int  # clockwise, 0, 90, 180 or 270: what the display matrix asks for
+    sar_num: int
+    sar_den: int
+    color_range: str  # "tv", "pc" or "unknown"
+    interlaced: bool
+    pts_ns: NDArray[np.int64]  # [N] presentation times from the first frame, strictly increasing
+    is_vfr: bool
+    tagged_fps: float  # what the container claims; nan where it claims nothing
+
+    def __post_init__(self) -> None:
+        late = np.flatnonzero(np.diff(self.pts_ns) <= 0) + 1
+        if late.size:
+            raise ValueError(
+                f"{self.path}: frame {late[0]} is shown at {self.pts_ns[late[0]]} ns, not after the frame before it at "
+                f"{self.pts_ns[late[0] - 1]} ns. Sort frames by presentation time when probing."
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pts_ns)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second from the time stamps (their median step); nan for fewer than two frames."""
+        return float(1e9 / np.median(np.diff(self.pts_ns))) if len(self.pts_ns) > 1 else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One decoded frame, upright, square pixels, full range; `gray` may be smaller than the video."""
+
+    index: int  # in the source video
+    pts_ns: int
+    gray: NDArray[np.uint8]  # [h, w]
+    thumb: NDArray[np.uint8]  # [h', w', 3] RGB, long side at most 160
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shot:
+    """An uninterrupted take: frames start .. stop-1 of the source, and the part of the picture that is scene."""
+
+    index: int
+    start: int
+    stop: int
+    crop: tuple[int, int, int, int]  # x, y, width, height in display pixels; the whole picture without bars
+    overlay: NDArray[np.bool_] | None  # [h, w] over the whole picture, True where a watermark or HUD never changes
+    boundary: str  # what ended the shot before it: "start", "cut", "fade", "dissolve"
+    photographs: bool = False  # separate photographs: no continuity from frame to frame
+
+    @property
+    def num_frames(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Track:
+    """One shot's camera track, as every stage after pose estimation reads it.
+
+    Poses of frames that could not be posed are NaN and `pose_valid` is False there. Intrinsics are in pixels of
+    `width` x `height`, the full display picture (bars included), pixel centres at integer coordinates.
+    """
+
+    pts_ns: NDArray[np.int64]  # [T] from the first frame of the source video
+    width: int
+    height: int
+    world_from_cam: NDArray[np.float64]  # [T, 4, 4]; metres where scale_kind is "metric"
+    pose_valid: NDArray[np.bool_]  # [T]
+    intrinsics: NDArray[np.float64]  # [T, 4] fx, fy, cx, cy
+    intrinsics_mode: str  # "static" (one set for the shot) or "per_frame"
+    focal_status: str  # "estimated", "given", or "undetermined" (the motion does not determine it: value is a prior)
+    focal_sigma: NDArray[np.float64]  # [T] relative standard deviation of the focal length; nan where not estimated
+    distortion_model: str  # "none" or "opencv_radial"
+    distortion: tuple[float, ...]  # (k1, k2) or ()
+    motion_class: str  # one of MOTION_CLASSES
+    flags: tuple[str, ...]  # snake_case remarks: "low_parallax", "few_tracks", "loop_closed", ...
+    scale_kind: str  # "metric" or "relative"
+    pose_source: str  # which engine made the poses
+    is_keyframe: NDArray[np.bool_]  # [T]
+    reproj_rmse_px: NDArray[np.float64]  # [T] over inlier tracks, pixels of width x height; nan where none
+    sampson_px: NDArray[np.float64]  # [T] median Sampson distance of held-out matches to the frame before; nan
+    num_tracked: NDArray[np.int32]  # [T] feature tracks seen
+    inlier_ratio: NDArray[np.float64]  # [T] of the tracks that have a scene point
+    coverage: NDArray[np.float64]  # [T] share of an 8 x 8 grid of the picture with an inlier
+    dyn_ratio: NDArray[np.float64]  # [T] share of the tracks that move against the scene
+    step_px: NDArray[np.float64]  # [T] median displacement of tracks from the frame before, pixels; nan at frame 0
+    stats: dict[str, float] = field(default_factory=dict)  # whole-track numbers: ba_rmse_px, num_points, seconds_...
+    examples: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    # [M, 4] (frame row, feature track id, x, y) for a few frames: what a report draws over its contact sheet
+
+    def __post_init__(self) -> None:
+        n = len(self.pts_ns)
+        for name, shape in {"world_from_cam": (n, 4, 4), "intrinsics": (n, 4)}.items():
+            check_shape(self, name, shape)
+        for name in (
+            "pose_valid focal_sigma is_keyframe reproj_rmse_px sampson_px num_tracked inlier_ratio coverage dyn_ratio step_px"
+        ).split():
+            check_shape(self, name, (n,))
+        if self.motion_class not in MOTION_CLASSES:
+            raise ValueError(f"motion class {self.motion_class!r} is none of {', '.join(MOTION_CLASSES)}")
+        posed = np.isfinite(self.world_from_cam).all((1, 2))
+        if (posed != self.pose_valid).any():
+            bad = int(np.flatnonzero(posed != self.pose_valid)[0])
+            raise ValueError(f"frame {bad}: pose_valid is {self.pose_valid[bad]} but its pose is {'finite' if posed[bad] else 'NaN'}")
+        if not np.isfinite(self.intrinsics).all() or (self.intrinsics[:, :2] <= 0).any():
+            raise ValueError("intrinsics must be finite with positive focal lengths, also for frames without a pose")
