@@ -11,22 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import BadMedia as BadMedia
+from .errors import LongtakeError as LongtakeError
+
 MOTION_CLASSES = ("general", "rotation", "static", "planar")
-
-
-class LongtakeError(Exception):
-    """An error whose text says what was wrong, where, and what to do. Nothing else reaches a user."""
-
-
-class BadMedia(LongtakeError):
-    """The file cannot be used; `reason` is a snake_case code for the manifest's `filter_reasons`/`error`."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self):  # crosses process borders with both fields
-        return type(self), (self.reason, str(self))
 
 
 def check_shape(record: object, name: str, shape: tuple[int, ...]) -> None:
@@ -66,6 +54,7 @@ class VideoInfo:
     width: int
     height: int
     rotation_deg: int  # clockwise, 0, 90, 180 or 270: what the display matrix asks for
+    mirrored: bool = False  # the display matrix also asks for a left-right flip, before the rotation
     sar_num: int
     sar_den: int
     color_range: str  # "tv", "pc" or "unknown"
@@ -73,6 +62,7 @@ class VideoInfo:
     pts_ns: NDArray[np.int64]  # [N] presentation times from the first frame, strictly increasing
     is_vfr: bool
     tagged_fps: float  # what the container claims; nan where it claims nothing
+    origin_ns: int = 0  # the first frame's time on the container's own clock
 
     def __post_init__(self) -> None:
         late = np.flatnonzero(np.diff(self.pts_ns) <= 0) + 1
