@@ -1,0 +1,18 @@
+"""What longtake raises. Apart from `records`, so that the command line need not load NumPy to complain."""
+
+from __future__ import annotations
+
+
+class LongtakeError(Exception):
+    """An error whose text says what was wrong, where, and what to do. Nothing else reaches a user."""
+
+
+class BadMedia(LongtakeError):
+    """The file cannot be used; `reason` is a snake_case code for the manifest's `filter_reasons`/`error`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):  # crosses process borders with both fields
+        return type(self), (self.reason, str(self))
