@@ -208,8 +208,8 @@ def row_values(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 def judged(row: dict[str, Any], profile: str, source: str | None = None) -> dict[str, Any]:
     """The row with the profile's verdict in its filter columns; a failed row stays as it is, for it has no values."""
-    found = rules(profile, source)  # a wrong profile is an error also where every clip has failed
-    if row["status"] == "failed" or not found:
+    rules(profile, source)  # a wrong profile is an error also where every clip has failed
+    if row["status"] == "failed":
         return row
     verdict = judge(profile, source, row_values(row))
     return row | {
