@@ -1,6 +1,6 @@
 """Bundle adjustment: Levenberg-Marquardt on camera poses, scene points and intrinsics, and batched resection.
 
-Points are eliminated by the Schur complement (Triggs et al., "Bundle Adjustment - A Modern Synthesis", 1999, section 6);
+Points are eliminated by the Schur complement (Triggs et al., "Bundle Adjustment - A Modern Synthesis", 1999, sec. 6);
 the reduced camera system is factored densely while it is small and solved by preconditioned conjugate gradients on the
 implicit Schur complement (Agarwal et al., "Bundle Adjustment in the Large", 2010) beyond. float64 throughout; one code
 for CPU and CUDA. On a CPU the same input gives the same bytes; on CUDA sums are atomic and the last digits may differ.
@@ -8,11 +8,13 @@ for CPU and CUDA. On a CPU the same input gives the same bytes; on CUDA sums are
 Camera model: with (X, Y, Z) = R p + t, n = (X, Y) / Z and r = |n|, pixel = (fx, fy) n (1 + k1 r^2 + k2 r^4) + (cx, cy).
 A pose moves by x_cam <- exp([w]) x_cam + v, so that w alone turns a camera about its own centre. Intrinsics are the six
 numbers (log fx, log fy/fx, cx, cy, k1, k2) of a group of views; which of them are free, shared or tied is one table of
-parameter indices per view. Observations are kept structure-of-arrays, [rows, O], sorted by (chunk of points, view).
+parameter indices per view. Observations are kept structure-of-arrays, [rows, O], sorted by view.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -75,7 +77,7 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """How to iterate. `loss_px` is where the robust kernel bends, in units of a weighted residual (pixels at weight 1)."""
+    """How to iterate. `loss_px` is where the robust kernel bends, in weighted residuals (pixels at weight 1)."""
 
     max_iterations: int = 50
     loss: Loss = "none"
@@ -83,6 +85,7 @@ class BundleConfig:
     cost_tolerance: float = 1e-6  # stop where an accepted step lowers the cost by less than this share
     cheirality: bool = True  # False lets points project from behind a camera, as the BAL benchmark's cost does
     initial_damping: float = 1e-4  # of the diagonal of J^T J
+    num_threads: int = 1  # on a CPU; results differ in the last digits between numbers of threads
     dense_limit: int = 3000  # camera parameters up to which the reduced system is factored rather than iterated on
     cg_iterations: int = 200
     cg_tolerance: float = 1e-3  # of the reduced gradient's norm
@@ -144,7 +147,7 @@ def adjust(
     for name in (*free_intrinsics, *tied_intrinsics):
         if name not in INTRINSICS:
             raise ValueError(f"{name!r} is none of the intrinsics {', '.join(INTRINSICS)}")
-    with torch.no_grad():
+    with torch.no_grad(), _threads(config.num_threads):
         layout = _Layout(
             problem, config, free_intrinsics, tied_intrinsics, fixed_views, fixed_points, fixed_translation, device
         )
@@ -202,6 +205,16 @@ def adjust(
         )
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True, eq=False)
 class _State:
     rotation: Tensor  # [V, 3, 3]
@@ -212,12 +225,21 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Points whose observations touch the camera parameters `rows`, and no others."""
+    """Points seen by much the same views: their part of the Schur complement is one dense product."""
 
-    obs: slice
-    points: slice
-    rows: Tensor  # [R] camera parameters
-    cells: Tensor  # [L * O_chunk] where (local parameter, observation) lies in [R, P_chunk], flat
+    obs: Tensor  # [O_chunk]
+    num_points: int
+    rows: Tensor  # [R] the camera parameters that these observations touch
+    cells: Tensor  # [O_chunk * 3 * L] where a row of Z lies in [P_chunk, 3, R], flat
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """All other pairs of observations of one point, by pairs of views, in tiles of equal size padded with nothing."""
+
+    first: Tensor  # [T, K] observations; O is padding
+    second: Tensor  # [T, K]
+    cells: Tensor  # [T * L * L] where a tile's product lies in the lower triangle of the reduced matrix, flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,9 +269,7 @@ class _Layout:
         self.pose_dof = 3 if fixed_translation else 6
         self.free = [i for i, name in enumerate(INTRINSICS) if name in free]
         self.num_local = self.pose_dof + len(self.free)
-        rotation, translation = problem.cam_from_world[:, :3, :3], problem.cam_from_world[:, :3, 3]
-        self.directions = fixed_translation and not np.any(translation)
-        del rotation
+        self.directions = fixed_translation and not np.any(problem.cam_from_world[:, :3, 3])
 
         # numbers of the camera parameters; what is fixed gets the last one, which is thrown away
         moving = np.ones(num_views, bool) if fixed_views is None else ~np.asarray(fixed_views, bool)
@@ -268,55 +288,86 @@ class _Layout:
         self.theta_index = np.where(theta_index < 0, n, theta_index)
         self.dense = n <= config.dense_limit
 
-        # points in use, in an order that gives chunks of points few views: by the span of their track, then its start
         obs_view = np.asarray(problem.obs_view, np.int64)
-        used, obs_point = np.unique(np.asarray(problem.obs_point, np.int64), return_inverse=True)
-        by_point = np.lexsort((obs_view, obs_point))
-        starts = np.searchsorted(obs_point[by_point], np.arange(len(used)))
-        ends = np.append(starts[1:], self.num_obs)
-        first, last = obs_view[by_point[starts]], obs_view[by_point[ends - 1]]
-        span_class = np.ceil(np.log2(last - first + 1.0)).astype(np.int64)
-        point_order = np.lexsort((last, first, span_class))
-        rank = np.empty(len(used), np.int64)
-        rank[point_order] = np.arange(len(used))
-        self.used = used[point_order]
-        self.num_points = len(used)
-        obs_point = rank[obs_point]
-        size = 128 if local.size > 300 else 512
-        obs_chunk = obs_point // size
-        self.order = order = np.lexsort((obs_point, obs_view, obs_chunk))
-        obs_view, obs_point, obs_chunk = obs_view[order], obs_point[order], obs_chunk[order]
-
+        self.used, obs_point = np.unique(np.asarray(problem.obs_point, np.int64), return_inverse=True)
+        self.num_points = len(self.used)
+        self.order = order = np.lexsort((obs_point, obs_view))
+        obs_view, obs_point = obs_view[order], obs_point[order]
         self.view = self.to_device(obs_view)
         self.point = self.to_device(obs_point)
         self.xy = self.to_device(np.asarray(problem.obs_xy, np.float64)[order].T)
-        weight = np.ones(self.num_obs) if problem.obs_weight is None else np.asarray(problem.obs_weight, np.float64)
-        self.weight = None if problem.obs_weight is None else self.to_device(weight[order])
+        weight = problem.obs_weight
+        self.weight = None if weight is None else self.to_device(np.asarray(weight, np.float64)[order])
         self.group = self.to_device(group)
         self.local = self.to_device(local)
+        self.theta_parameter = self.to_device(self.theta_index)
         self.block_cells = self.to_device((local[:, :, None] * (n + 1) + local[:, None, :]).ravel())
-        self.by_view = self.to_device(_padded(obs_view, num_views))
-        if fixed_points is None:
-            self.point_free = None
-        else:
+        self.view_bounds = np.searchsorted(obs_view, np.arange(num_views + 1)).tolist()
+        self.point_free = None
+        if fixed_points is not None:
             self.point_free = self.to_device(~np.asarray(fixed_points, bool)[self.used]).double()
-
         self.chunks: list[_Chunk] = []
-        if self.dense:
-            bounds = np.searchsorted(obs_chunk, np.arange(len(used) // size + 2))
-            for i, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-                if begin == end:
-                    continue
-                points = slice(i * size, min((i + 1) * size, len(used)))
-                width = points.stop - points.start
-                seen = np.unique(obs_view[begin:end])
-                rows, place = np.unique(local[seen], return_inverse=True)
-                place_of_view = np.empty((num_views, self.num_local), np.int64)
-                place_of_view[seen] = place.reshape(len(seen), self.num_local)
-                cells = place_of_view[obs_view[begin:end]].T * width + (obs_point[begin:end] - points.start)
-                self.chunks.append(
-                    _Chunk(slice(begin, end), points, self.to_device(rows), self.to_device(cells.ravel()))
-                )
+        self.tiles: _Tiles | None = None
+        if self.dense and self.num_obs:
+            self._plan(obs_view, obs_point, local)
+
+    def _plan(self, obs_view: NDArray, obs_point: NDArray, local: NDArray) -> None:
+        """Choose, for points taken together by the span and start of their tracks, dense products or tiles.
+
+        Dense products waste work on parameters that a point does not touch, but run at the speed of large matrix
+        products; the constants are seconds on one core with AVX-512 and only steer the choice.
+        """
+        num_local, n = self.num_local, self.num_parameters
+        by_point = np.argsort(obs_point, kind="stable")  # and by view within a point
+        starts = np.searchsorted(obs_point[by_point], np.arange(self.num_points + 1))
+        length = np.diff(starts)
+        first, last = obs_view[by_point[starts[:-1]]], obs_view[by_point[starts[1:] - 1]]
+        span_class = np.ceil(np.log2(last - first + 1.0))
+        rank = np.empty(self.num_points, np.int64)
+        rank[np.lexsort((last, first, span_class))] = np.arange(self.num_points)
+        size = 64 if len(local) > 16 else 512
+        obs_chunk = rank[obs_point] // size
+        by_chunk = np.argsort(obs_chunk, kind="stable")
+        bounds = np.searchsorted(obs_chunk[by_chunk], np.arange(self.num_points // size + 2))
+        pairs = np.bincount(rank // size, length * (length - 1) / 2)
+        pair_seconds = (4 * num_local + 0.5 * num_local**2) * 1e-9
+        tiled = np.ones(len(pairs), bool)
+        for i in range(len(pairs)):
+            obs = by_chunk[bounds[i] : bounds[i + 1]]
+            seen = np.unique(obs_view[obs])
+            touched = len(seen) * num_local
+            if pairs[i] * pair_seconds < touched**2 * (6 * size / 4e10 + 5e-9) + 5e-5:
+                continue
+            tiled[i] = False
+            rows, place = np.unique(local[seen], return_inverse=True)
+            place_of_view = np.empty(local.shape, np.int64)
+            place_of_view[seen] = place.reshape(len(seen), num_local)
+            row = rank[obs_point[obs]] - i * size
+            cells = (row[:, None] * 3 + np.arange(3))[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
+            self.chunks.append(
+                _Chunk(self.to_device(obs), int(row.max()) + 1, self.to_device(rows), self.to_device(cells.ravel()))
+            )
+
+        later = np.where(tiled[obs_chunk[by_point]], np.repeat(starts[1:], length) - np.arange(self.num_obs) - 1, 0)
+        left = np.repeat(np.arange(self.num_obs), later)
+        right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(later) - later, later)
+        left, right = by_point[left], by_point[right]
+        key = obs_view[left] * len(local) + obs_view[right]
+        order = np.argsort(key, kind="stable")
+        blocks, counts = np.unique(key[order], return_counts=True)
+        if not len(blocks):
+            return
+        width = 16
+        tiles = -(-counts // width)
+        tile_start = np.cumsum(tiles) - tiles
+        place = np.arange(len(order)) + np.repeat(tile_start * width - (np.cumsum(counts) - counts), counts)
+        sides = np.full((2, int(tiles.sum()) * width), self.num_obs)
+        sides[0, place], sides[1, place] = left[order], right[order]
+        i, j = local[blocks // len(local)], local[blocks % len(local)]  # [blocks, L]
+        low, high = np.minimum(i[:, :, None], j[:, None]), np.maximum(i[:, :, None], j[:, None])
+        cells = np.repeat(high * (n + 1) + low, tiles, 0)
+        first, second = self.to_device(sides)
+        self.tiles = _Tiles(first.view(-1, width), second.view(-1, width), self.to_device(cells.ravel()))
 
     def to_device(self, array: NDArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -344,8 +395,8 @@ class _Layout:
             translation = translation + delta[:, 3:6]
         points = state.points + step.points
         if self.directions:
-            points = points / points.norm(dim=0)
-        theta = state.theta + step.camera[self.to_device(self.theta_index)]
+            points = points / (points * points).sum(0).sqrt()
+        theta = state.theta + step.camera[self.theta_parameter]
         return _State(turn @ state.rotation, translation, points, theta)
 
     def finish(self, problem: Bundle, state: _State) -> Bundle:
@@ -435,16 +486,6 @@ class _Priors:
         return out.index_add_(0, i, -square * x[j]).index_add_(0, j, -square * x[i])
 
 
-def _padded(owner: NDArray, count: int) -> NDArray:
-    """[count, longest] the positions that each owner holds in `owner`, padded with len(owner)."""
-    order = np.argsort(owner, kind="stable")
-    sizes = np.bincount(owner, minlength=count)
-    out = np.full((count, int(sizes.max(initial=0))), len(owner))
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    out[owner[order], within] = order
-    return out
-
-
 def _rotation(w: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] of rotation vectors [..., 3], by Rodrigues' formula."""
     angle2 = (w * w).sum(-1)[..., None, None]
@@ -458,11 +499,16 @@ def _rotation(w: Tensor) -> Tensor:
     return torch.eye(3, dtype=w.dtype, device=w.device) + a * k + b * (k @ k)
 
 
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """rows[:, index], several times faster on a CPU."""
+    return rows.gather(1, index.expand(len(rows), -1))
+
+
 def _camera_table(state: _State, group: Tensor) -> Tensor:
     """[18, V]: rotation (9), translation (3), fx, fy, cx, cy, k1, k2 of every view."""
     theta = state.theta
     intrinsics = torch.cat([theta[:1].exp(), (theta[:1] + theta[1:2]).exp(), theta[2:]])
-    return torch.cat([state.rotation.flatten(1).T, state.translation.T, intrinsics.index_select(1, group)])
+    return torch.cat([state.rotation.flatten(1).T, state.translation.T, intrinsics[:, group]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -479,7 +525,7 @@ class _Projection:
 def _project(camera: Tensor, points: Tensor, xy: Tensor, cheirality: bool = True) -> _Projection:
     """Project points [3, O] by cameras [18, O]; residuals are predicted - xy."""
     x_cam = (camera[:9].view(3, 3, -1) * points).sum(1).add_(camera[9:12])
-    front = (x_cam[2] if cheirality else x_cam[2].abs()) > _MIN_COSINE * x_cam.norm(dim=0)
+    front = (x_cam[2] if cheirality else x_cam[2].abs()) > _MIN_COSINE * (x_cam * x_cam).sum(0).sqrt()
     depth = torch.where(front, x_cam[2], 1.0)
     n = x_cam[:2] / depth
     r2 = (n * n).sum(0)
@@ -500,10 +546,20 @@ def _robust(loss: Loss, width: float, square: Tensor) -> tuple[Tensor, Tensor]:
     return square, torch.ones_like(square)
 
 
+def _robust_slopes(config: BundleConfig, square: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight w of a residual r in psi = w r, and half the divergence of psi over the image plane."""
+    weight = _robust(config.loss, config.loss_px, square)[1]
+    if config.loss == "cauchy":
+        return weight, weight * weight
+    if config.loss == "huber":
+        return weight, torch.where(weight < 1, 0.5 * weight, weight)
+    return weight, weight
+
+
 def _cost(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> tuple[float, Tensor]:
     """The cost, and the residuals [2, O] in pixels."""
-    camera = _camera_table(state, layout.group).index_select(1, layout.view)
-    raw = _project(camera, state.points.index_select(1, layout.point), layout.xy, config.cheirality).residual
+    camera = _take(_camera_table(state, layout.group), layout.view)
+    raw = _project(camera, _take(state.points, layout.point), layout.xy, config.cheirality).residual
     square = (raw * raw).sum(0)
     if layout.weight is not None:
         square = square * layout.weight**2
@@ -540,7 +596,8 @@ def _jacobians(camera: Tensor, p: _Projection, scale: Tensor, pose_dof: int, fre
     torch.sum(by_cam[:, :2] * p.n, 1, out=by_cam[:, 2]).neg_()
 
     jacobian = p.n.new_empty(2, pose_dof + len(free), num_obs)
-    jacobian[:, :3] = torch.linalg.cross(p.x_cam.expand_as(by_cam), by_cam, dim=1)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):  # x_cam x by_cam
+        torch.mul(by_cam[:, j], p.x_cam[i], out=jacobian[:, axis]).addcmul_(by_cam[:, i], p.x_cam[j], value=-1)
     if pose_dof == 6:
         jacobian[:, 3:6] = by_cam
     for row, i in enumerate(free, pose_dof):
@@ -561,8 +618,8 @@ def _jacobians(camera: Tensor, p: _Projection, scale: Tensor, pose_dof: int, fre
 
 
 def _linearise(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> _System:
-    camera = _camera_table(state, layout.group).index_select(1, layout.view)
-    p = _project(camera, state.points.index_select(1, layout.point), layout.xy, config.cheirality)
+    camera = _take(_camera_table(state, layout.group), layout.view)
+    p = _project(camera, _take(state.points, layout.point), layout.xy, config.cheirality)
     square = (p.residual * p.residual).sum(0)
     if layout.weight is not None:
         square = square * layout.weight**2
@@ -581,7 +638,7 @@ def _linearise(layout: _Layout, priors: _Priors, config: BundleConfig, state: _S
         i, j = state.points[_SYM[0], :], state.points[_SYM[1], :]
         point_hessian = point_hessian + i * j * point_hessian[[0, 3, 5]].sum(0)
 
-    blocks = _view_blocks(jacobian, residual, layout.by_view)
+    blocks = _view_blocks(jacobian, residual, layout.view_bounds)
     num_local, size = layout.num_local, layout.num_parameters + 1
     gradient = jacobian.new_zeros(size).index_add_(
         0, layout.local.ravel(), blocks[:, :num_local, num_local].reshape(-1)
@@ -594,14 +651,14 @@ def _linearise(layout: _Layout, priors: _Priors, config: BundleConfig, state: _S
     return _System(jacobian, by_point, blocks, diagonal, gradient, point_hessian, point_gradient)
 
 
-def _view_blocks(jacobian: Tensor, residual: Tensor, by_view: Tensor) -> Tensor:
+def _view_blocks(jacobian: Tensor, residual: Tensor, bounds: list[int]) -> Tensor:
     """[V, L + 1, L + 1]: J^T J of each view, bordered by J^T r."""
-    num_local, num_obs = jacobian.shape[1:]
-    both = jacobian.new_zeros(2, num_local + 1, num_obs + 1)  # the last observation is the padding
-    both[:, :num_local, :num_obs] = jacobian
-    both[:, num_local, :num_obs] = residual
-    gathered = both.index_select(2, by_view.ravel()).view(2, num_local + 1, *by_view.shape).transpose(1, 2)
-    return gathered[0] @ gathered[0].mT + gathered[1] @ gathered[1].mT
+    both = torch.cat([jacobian, residual[:, None]], 1)
+    out = both.new_zeros(len(bounds) - 1, both.shape[1], both.shape[1])
+    for block, begin, end in zip(out, bounds[:-1], bounds[1:], strict=True):
+        u, v = both[0, :, begin:end], both[1, :, begin:end]
+        torch.mm(u, u.T, out=block).addmm_(v, v.T)
+    return out
 
 
 def _inverse_factors(hessian: Tensor, damping: float) -> Tensor:
@@ -641,27 +698,42 @@ def _lower_transposed(m: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _reduced(layout: _Layout, system: _System, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The dense Schur complement [n + 1, n + 1] without damping or priors, E M^T M g [n + 1], and J_point M^T."""
-    size = layout.num_parameters + 1
-    jacobian = system.camera_jacobian
-    matrix = jacobian.new_zeros(size, size)
-    matrix.view(-1).index_add_(0, layout.block_cells, system.blocks.reshape(-1))
-    q = _lower(m, system.point_gradient)
-    white = _lower(m.index_select(1, layout.point), system.point_jacobian)  # [2, 3, O]
-    shift = jacobian.new_zeros(size)
+def _reduced(layout: _Layout, system: _System, white: Tensor) -> Tensor:
+    """The dense Schur complement [n + 1, n + 1] without damping or priors; only its lower triangle is meant."""
+    size, num_local, num_obs = layout.num_parameters + 1, layout.num_local, layout.num_obs
+    j = system.camera_jacobian
+    z = j.new_empty(num_obs + 1, 3, num_local)  # J_camera^T white, per observation; the last is the tiles' padding
+    z[num_obs] = 0
+    by_row = z[:num_obs].permute(1, 2, 0)
+    torch.mul(j[0][None], white[0][:, None], out=by_row).addcmul_(j[1][None], white[1][:, None])
+    z = z.view(num_obs + 1, -1)
+    matrix = j.new_zeros(size, size)
+    flat = matrix.view(-1)
+    blocks = system.blocks
+    dense_parts = []
     for chunk in layout.chunks:
-        j, w = jacobian[:, :, chunk.obs], white[:, :, chunk.obs]
-        z = torch.mul(j[0][None], w[0][:, None]).addcmul_(j[1][None], w[1][:, None])  # [3, L, O_chunk]
-        width, rows = chunk.points.stop - chunk.points.start, chunk.rows
-        e = z.new_zeros(3, len(rows) * width)
-        e.scatter_add_(1, chunk.cells.expand(3, -1), z.view(3, -1))
-        e = e.view(3, len(rows), width)
-        product = e[0] @ e[0].T
-        product.addmm_(e[1], e[1].T).addmm_(e[2], e[2].T)
-        matrix[rows[:, None], rows] -= product
-        shift[rows] += (e @ q[:, chunk.points, None])[:, :, 0].sum(0)
-    return matrix, shift, white
+        e = z.new_zeros(chunk.num_points * 3, len(chunk.rows))
+        e.view(-1).index_add_(0, chunk.cells, z.index_select(0, chunk.obs).view(-1))
+        dense_parts.append(e.T @ e)
+        z.index_fill_(0, chunk.obs, 0.0)
+    if layout.tiles is not None:
+        tiles, step, square = layout.tiles, 256, num_local * num_local  # 256 tiles stay in cache
+        for i in range(0, len(tiles.first), step):
+            sides = [
+                z.index_select(0, side[i : i + step].reshape(-1)).view(-1, 3 * side.shape[1], num_local)
+                for side in (tiles.first, tiles.second)
+            ]
+            product = sides[0].mT @ sides[1]
+            flat.index_add_(0, tiles.cells[i * square : (i + step) * square], product.view(-1), alpha=-1)
+        matrix.diagonal().mul_(2)  # a pair stands for both its orders, which fall in two triangles or on the diagonal
+        blocks = blocks.clone()
+        for block, begin, end in zip(blocks, layout.view_bounds[:-1], layout.view_bounds[1:], strict=True):
+            own = z[begin:end].view(-1, num_local)
+            block.addmm_(own.T, own, alpha=-1)
+    for chunk, part in zip(layout.chunks, dense_parts, strict=True):
+        matrix[chunk.rows[:, None], chunk.rows] -= part
+    flat.index_add_(0, layout.block_cells, blocks.reshape(-1))
+    return matrix
 
 
 def _solve(layout: _Layout, priors: _Priors, config: BundleConfig, system: _System, damping: float) -> _Step | None:
@@ -670,23 +742,25 @@ def _solve(layout: _Layout, priors: _Priors, config: BundleConfig, system: _Syst
     m = _inverse_factors(system.point_hessian, damping)
     d = system.camera_diagonal
     d = damping * torch.where(d > 0, d, 1.0 / damping)  # parameters that nothing sees stay where they are
+    white = _lower(_take(m, layout.point), system.point_jacobian)  # [2, 3, O]
+    q = _lower(m, system.point_gradient)
+    back = (white * _take(q, layout.point)).sum(1)
+    rhs = _to_cameras(layout, (system.camera_jacobian * back[:, None]).sum(0)) - system.camera_gradient
     leftover = 0.0
-    delta = d.new_zeros(n + 1)
     if layout.dense:
-        matrix, shift, white = _reduced(layout, system, m)
+        matrix = _reduced(layout, system, white)
         if priors.any:
             priors.add_to(matrix)
         matrix.diagonal().add_(d)
         factor, failed = torch.linalg.cholesky_ex(matrix[:n, :n])
         if int(failed):
             return None
-        rhs = (shift - system.camera_gradient)[:n]
-        delta[:n] = torch.cholesky_solve(rhs[:, None], factor)[:, 0]
+        delta = torch.zeros_like(rhs)
+        delta[:n] = torch.cholesky_solve(rhs[:n, None], factor)[:, 0]
     else:
-        white = _lower(m.index_select(1, layout.point), system.point_jacobian)
-        delta, leftover = _conjugate_gradients(layout, priors, config, system, m, white, d)
-    moved = (system.camera_jacobian * delta[layout.local].T.index_select(1, layout.view)).sum(1)  # [2, O]
-    along = layout.per_point((white * moved[:, None]).sum(0)) + _lower(m, system.point_gradient)
+        delta, leftover = _conjugate_gradients(layout, priors, config, system, white, d, rhs)
+    moved = (system.camera_jacobian * _take(delta[layout.local].T, layout.view)).sum(1)  # [2, O]
+    along = layout.per_point((white * moved[:, None]).sum(0)) + q
     points = -_lower_transposed(m, along)
 
     slope = torch.dot(system.camera_gradient, delta) + (system.point_gradient * points).sum()
@@ -695,32 +769,29 @@ def _solve(layout: _Layout, priors: _Priors, config: BundleConfig, system: _Syst
     return _Step(delta, points, predicted) if np.isfinite(predicted) else None
 
 
+def _to_cameras(layout: _Layout, rows: Tensor) -> Tensor:
+    """Sums over the observations of each camera parameter: [L, O] -> [n + 1], the last zero."""
+    n, num_local = layout.num_parameters, layout.num_local
+    per_view = rows.new_zeros(num_local, layout.num_views)
+    per_view.scatter_add_(1, layout.view.expand(num_local, -1), rows)
+    out = rows.new_zeros(n + 1).index_add_(0, layout.local.ravel(), per_view.T.reshape(-1))
+    out[n] = 0
+    return out
+
+
 def _conjugate_gradients(
-    layout: _Layout, priors: _Priors, config: BundleConfig, system: _System, m: Tensor, white: Tensor, d: Tensor
+    layout: _Layout, priors: _Priors, config: BundleConfig, system: _System, white: Tensor, d: Tensor, rhs: Tensor
 ) -> tuple[Tensor, float]:
-    """Solve the reduced system without forming it; returns the step [n + 1] and delta . (S delta - rhs)."""
-    n, jacobian = layout.num_parameters, system.camera_jacobian
-    flat = layout.local.ravel()
+    """Solve the reduced system without forming it; returns the step [n + 1] and step . (S step - rhs)."""
+    jacobian = system.camera_jacobian
 
-    def to_views(rows: Tensor) -> Tensor:  # [L, O] -> [n + 1]
-        per_view = rows.new_zeros(layout.num_local, layout.num_views)
-        per_view.scatter_add_(1, layout.view.expand(layout.num_local, -1), rows)
-        out = rows.new_zeros(n + 1).index_add_(0, flat, per_view.T.reshape(-1))
-        out[n] = 0
-        return out
-
-    def eliminated(obs: Tensor) -> Tensor:  # [2, O] -> [n + 1]: J_camera^T (I - white white^T) of it
-        back = layout.per_point((white * obs[:, None]).sum(0)).index_select(1, layout.point)
-        return to_views((jacobian * (obs - (white * back).sum(1))[:, None]).sum(0))
-
-    def times(x: Tensor) -> Tensor:
-        obs = (jacobian * x[layout.local].T.index_select(1, layout.view)).sum(1)
-        out = eliminated(obs) + d * x
+    def times(x: Tensor) -> Tensor:  # J_camera^T (I - white white^T) J_camera x, and the diagonal and priors
+        obs = (jacobian * _take(x[layout.local].T, layout.view)).sum(1)
+        back = _take(layout.per_point((white * obs[:, None]).sum(0)), layout.point)
+        left = obs - (white * back).sum(1)
+        out = _to_cameras(layout, (jacobian * left[:, None]).sum(0)) + d * x
         return out + priors.times(x) if priors.any else out
 
-    q = _lower(m, system.point_gradient).index_select(1, layout.point)
-    rhs = to_views((jacobian * (white * q).sum(1)[:, None]).sum(0)) - system.camera_gradient
-    rhs[n] = 0
     precondition = _block_jacobi(layout, priors, system, white, d)
     x = torch.zeros_like(rhs)
     r = rhs
@@ -739,16 +810,17 @@ def _conjugate_gradients(
     return x, -float(torch.dot(x, r))
 
 
-def _block_jacobi(layout: _Layout, priors: _Priors, system: _System, white: Tensor, d: Tensor):
+def _block_jacobi(
+    layout: _Layout, priors: _Priors, system: _System, white: Tensor, d: Tensor
+) -> Callable[[Tensor], Tensor]:
     """The inverse of the reduced system's diagonal: blocks of one view's own parameters, scalars for shared ones."""
-    n, num_local = layout.num_parameters, layout.num_local
-    jacobian, local = system.camera_jacobian, layout.local
+    n, local = layout.num_parameters, layout.local
     blocks = system.blocks.clone()
     for k in range(3):
-        seen = (jacobian * white[:, k][:, None]).sum(0)  # [L, O]; tracks seen twice by a view count as two
-        padded = torch.cat([seen, seen.new_zeros(num_local, 1)], 1)
-        z = padded.index_select(1, layout.by_view.ravel()).view(num_local, *layout.by_view.shape).transpose(0, 1)
-        blocks -= z @ z.mT
+        z = (system.camera_jacobian * white[:, k][:, None]).sum(0)  # [L, O]
+        for block, begin, end in zip(blocks, layout.view_bounds[:-1], layout.view_bounds[1:], strict=True):
+            own = z[:, begin:end]
+            block.addmm_(own, own.T, alpha=-1)
     uses = torch.bincount(local.ravel(), minlength=n + 1)
     own = (uses == 1)[local] & (local < n)  # [V, L]
     diagonal = d.new_zeros(n + 1).index_add_(0, local.ravel(), blocks.diagonal(dim1=1, dim2=2).reshape(-1))
@@ -786,18 +858,13 @@ def _focal_sigma(
     if not layout.dense or not layout.num_obs or focal[0] == n:
         return None, None
     system = _linearise(layout, priors, config, state)
-    matrix, _, _ = _reduced(layout, system, _inverse_factors(system.point_hessian, 0.0))
+    m = _inverse_factors(system.point_hessian, 0.0)
+    matrix = _reduced(layout, system, _lower(_take(m, layout.point), system.point_jacobian))
     _, raw = _cost(layout, priors, config, state)
     square = (raw * raw).sum(0)
     if layout.weight is not None:
         square = square * layout.weight**2
-    weight = _robust(config.loss, config.loss_px, square)[1]
-    if config.loss == "cauchy":
-        slope = weight * weight
-    elif config.loss == "huber":
-        slope = torch.where(weight < 1, 0.5 * weight, weight)
-    else:
-        slope = weight
+    weight, slope = _robust_slopes(config, square)
     points = layout.num_points if layout.point_free is None else float(layout.point_free.sum())
     unknowns = n + (2 if layout.directions else 3) * points
     psi2 = float((weight * weight * square).sum()) / max(2 * layout.num_obs - unknowns, 1.0)
@@ -823,3 +890,204 @@ def _focal_sigma(
     inflation = (half * half).sum(0).sqrt()
     sigma = (inflation * scale[layout.to_device(columns)]).cpu().numpy()
     return sigma[np.searchsorted(columns, focal)], float(inflation.max())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resected:
+    """What `batch_resect` found of every view."""
+
+    cam_from_world: NDArray  # [V, 4, 4]
+    intrinsics: NDArray  # [V, 6] as they came, fx and fy scaled where the focal length was free
+    rmse_px: NDArray  # [V] over the inliers; nan where there is none
+    num_inliers: NDArray  # [V]
+    num_obs: NDArray  # [V]
+    converged: NDArray  # [V] bool
+    focal_sigma: NDArray | None  # [V] standard deviation of log f where it was free, from the view's own residuals
+
+
+def batch_resect(
+    points: NDArray,
+    cam_from_world: NDArray,
+    intrinsics: NDArray,
+    obs_view: NDArray,
+    obs_point: NDArray,
+    obs_xy: NDArray,
+    obs_weight: NDArray | None = None,
+    *,
+    config: BundleConfig,
+    inlier_px: float,
+    free_focal: bool = False,
+    log_focal_prior: tuple[NDArray, NDArray] | None = None,
+    fixed_translation: bool = False,
+    device: str | torch.device = "cpu",
+) -> Resected:
+    """Refine many views, each on its own, against points that stay: one batch of small Levenberg-Marquardt problems.
+
+    Args:
+        points: [P, 3] world; directions where `fixed_translation` and all centres are the origin.
+        cam_from_world: [V, 4, 4] where to start.
+        intrinsics: [V, 6] fx, fy, cx, cy, k1, k2 of every view.
+        obs_view, obs_point, obs_xy, obs_weight: [O], [O], [O, 2] pixels, [O] 1 / sigma as in `Bundle`.
+        config: iterations, loss and tolerance (here: every view's own relative decrease).
+        inlier_px: an observation with a smaller weighted residual is an inlier.
+        free_focal: also refine log f (fx and fy together), with `log_focal_prior`, mean and deviation [V] of log fx.
+        fixed_translation: only turn the cameras.
+
+    A view that nothing constrains keeps its pose; look at `num_inliers`.
+    """
+    problem = Bundle(
+        cam_from_world=cam_from_world,
+        points=points,
+        intrinsics=intrinsics,
+        view_group=np.arange(len(cam_from_world)),
+        obs_view=obs_view,
+        obs_point=obs_point,
+        obs_xy=obs_xy,
+        obs_weight=obs_weight,
+    )
+    with torch.no_grad(), _threads(config.num_threads):
+        return _batch_resect(
+            problem, config, inlier_px, free_focal, log_focal_prior, fixed_translation, torch.device(device)
+        )
+
+
+def _batch_resect(
+    problem: Bundle,
+    config: BundleConfig,
+    inlier_px: float,
+    free_focal: bool,
+    log_focal_prior: tuple[NDArray, NDArray] | None,
+    fixed_translation: bool,
+    device: torch.device,
+) -> Resected:
+    num_views = len(problem.cam_from_world)
+    order = np.argsort(problem.obs_view, kind="stable")
+
+    def to_device(array: NDArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    all_counts = np.bincount(problem.obs_view, minlength=num_views)
+    counts = to_device(all_counts)
+    xyz = to_device(np.asarray(problem.points, np.float64)[problem.obs_point[order]].T)
+    xy = to_device(np.asarray(problem.obs_xy, np.float64)[order].T)
+    weight = to_device(
+        np.ones(len(order)) if problem.obs_weight is None else np.asarray(problem.obs_weight, np.float64)[order]
+    )
+    pose = np.asarray(problem.cam_from_world, np.float64)
+    intrinsics = np.asarray(problem.intrinsics, np.float64)
+    dof, free = (3, [0] if free_focal else []) if fixed_translation else (6, [0] if free_focal else [])
+    size = dof + len(free)
+    mean, precision = torch.zeros(num_views, device=device).double(), torch.zeros(num_views, device=device).double()
+    if log_focal_prior is not None and free_focal:
+        mean = to_device(np.broadcast_to(np.asarray(log_focal_prior[0], np.float64), num_views))
+        precision = to_device(np.broadcast_to(np.asarray(log_focal_prior[1], np.float64), num_views)) ** -2
+
+    rotation, translation = to_device(pose[:, :3, :3]), to_device(pose[:, :3, 3])
+    log_f = to_device(np.log(intrinsics[:, 0]))
+    ratio = to_device(intrinsics[:, 1] / intrinsics[:, 0])
+    rest = to_device(intrinsics[:, 2:].T)
+
+    def table(r: Tensor, t: Tensor, f: Tensor) -> Tensor:
+        return torch.cat([r.flatten(1).T, t.T, f.exp()[None], (f.exp() * ratio)[None], rest])
+
+    def spread(rows: Tensor, counts: Tensor) -> Tensor:
+        return torch.repeat_interleave(rows, counts, dim=-1, output_size=xyz.shape[1])
+
+    def costs(p: _Projection, owner: Tensor, f: Tensor) -> Tensor:
+        square = (p.residual * p.residual).sum(0) * weight**2
+        rho = _robust(config.loss, config.loss_px, square)[0]
+        total = rho.new_zeros(num_views).scatter_add_(0, owner, rho)
+        return 0.5 * (total + precision * (f - mean) ** 2)
+
+    owner = torch.repeat_interleave(torch.arange(num_views, device=device), counts)
+    bounds = [0, *np.cumsum(all_counts).tolist()]
+    camera = spread(table(rotation, translation, log_f), counts)
+    p = _project(camera, xyz, xy, config.cheirality)
+    cost = costs(p, owner, log_f)
+    damping = torch.full_like(cost, config.initial_damping)
+    growth = torch.full_like(cost, 2.0)
+    done = counts == 0
+
+    def normal_equations(camera: Tensor, p: _Projection, f: Tensor) -> tuple[Tensor, Tensor]:
+        square = (p.residual * p.residual).sum(0) * weight**2
+        scale = _robust(config.loss, config.loss_px, square)[1].sqrt() * weight
+        jacobian, _ = _jacobians(camera, p, scale, dof, free)
+        blocks = _view_blocks(jacobian, p.residual * scale, bounds)
+        hessian, gradient = blocks[:, :size, :size], blocks[:, :size, size].clone()
+        if free_focal:
+            hessian[:, dof, dof] += precision
+            gradient[:, dof] += precision * (f - mean)
+        return hessian, gradient
+
+    hessian, gradient = normal_equations(camera, p, log_f)
+    for _ in range(config.max_iterations):
+        if bool(done.all()):
+            break
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        d = damping[:, None] * diagonal + 1e-12 * diagonal.amax(1, keepdim=True) + 1e-300
+        factor, failed = torch.linalg.cholesky_ex(hessian + torch.diag_embed(d))
+        delta = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0]
+        delta = torch.where(((failed > 0) | done | ~delta.isfinite().all(1))[:, None], 0.0, delta)
+        turn = _rotation(delta[:, :3])
+        trial_r = turn @ rotation
+        trial_t = (turn @ translation[:, :, None])[:, :, 0]
+        if dof == 6:
+            trial_t = trial_t + delta[:, 3:6]
+        trial_f = log_f + delta[:, dof] if free_focal else log_f
+        trial_camera = spread(table(trial_r, trial_t, trial_f), counts)
+        trial_p = _project(trial_camera, xyz, xy, config.cheirality)
+        trial_cost = costs(trial_p, owner, trial_f)
+        predicted = 0.5 * ((d * delta * delta).sum(1) - (gradient * delta).sum(1))
+        gain = (cost - trial_cost) / predicted.clamp(min=1e-300)
+        accept = (trial_cost < cost) & (gain > 1e-4) & ~done
+        small = torch.where(accept, cost - trial_cost, predicted * 10) <= config.cost_tolerance * cost
+        damping = torch.where(
+            accept, damping * (1 - (2 * gain.clamp(0, 2) - 1) ** 3).clamp(min=1 / 3), damping * growth
+        ).clamp(min=_MIN_DAMPING)
+        growth = torch.where(accept, 2.0, growth * 2).clamp(max=1e6)
+        done = done | (small & (failed == 0)) | (damping > _MAX_DAMPING)
+        rotation = torch.where(accept[:, None, None], trial_r, rotation)
+        translation = torch.where(accept[:, None], trial_t, translation)
+        log_f = torch.where(accept, trial_f, log_f)
+        cost = torch.where(accept, trial_cost, cost)
+        camera = spread(table(rotation, translation, log_f), counts)
+        p = _project(camera, xyz, xy, config.cheirality)
+        hessian, gradient = normal_equations(camera, p, log_f)
+
+    square = (p.residual * p.residual).sum(0)
+    inlier = ((square * weight**2 < inlier_px**2) & p.front).double()
+    num_inliers = inlier.new_zeros(num_views).scatter_add_(0, owner, inlier)
+    total = inlier.new_zeros(num_views).scatter_add_(0, owner, square * inlier)
+    rmse = torch.where(num_inliers > 0, (total / num_inliers.clamp(min=1)).sqrt(), torch.nan)
+    sigma = None
+    if free_focal:
+        weighted = square * weight**2
+        w, slope = _robust_slopes(config, weighted)
+        per_view = torch.stack([w * w * weighted, w, slope])
+        sums = per_view.new_zeros(3, num_views).scatter_add_(1, owner.expand(3, -1), per_view)
+        many = counts.clamp(min=1)
+        noise = sums[0] / (2 * counts - size).clamp(min=1) * (sums[1] / many) / (sums[2] / many).clamp(min=1e-3) ** 2
+        information = hessian / noise.clamp(min=1e-30)[:, None, None]
+        information[:, dof, dof] += precision * (1 - 1 / noise.clamp(min=1e-30))
+        diagonal = information.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
+        scaled = information * diagonal[:, :, None] * diagonal[:, None]
+        scaled.diagonal(dim1=1, dim2=2).add_(1e-13)
+        factor, failed = torch.linalg.cholesky_ex(scaled)
+        inverse = torch.cholesky_inverse(factor)[:, dof, dof].sqrt() * diagonal[:, dof]
+        sigma = torch.where((failed > 0) | (counts == 0), torch.inf, inverse).cpu().numpy()
+    out = np.tile(np.eye(4), (num_views, 1, 1))
+    out[:, :3, :3] = nearest_rotation(rotation.cpu().numpy())
+    out[:, :3, 3] = translation.cpu().numpy()
+    refined = intrinsics.copy()
+    if free_focal:
+        refined[:, 0] = log_f.exp().cpu().numpy()
+        refined[:, 1] = refined[:, 0] * ratio.cpu().numpy()
+    return Resected(
+        cam_from_world=out,
+        intrinsics=refined,
+        rmse_px=rmse.cpu().numpy(),
+        num_inliers=num_inliers.long().cpu().numpy(),
+        num_obs=all_counts,
+        converged=done.cpu().numpy(),
+        focal_sigma=sigma,
+    )
