@@ -1,0 +1,223 @@
+"""The books of a run: which rows wait to be committed, what was counted, and what is kept of the run.
+
+<out>/part-*.parquet            the manifest
+<out>/artifacts/                results of stages, by key
+<out>/runs/<run_id>/run.json    inputs, configuration, versions, machine, counts, seconds by stage
+<out>/runs/<run_id>/config.toml the resolved configuration, to be given to --config again
+<out>/runs/<run_id>/log.txt     tracebacks, and what libraries had to say
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ..datasets import filters
+from ..records import LongtakeError
+from .config import MissingPart, config_hash, to_toml, to_tree
+from .display import Display
+from .stages import Outcome, write_atomic
+
+if TYPE_CHECKING:
+    from ..datasets.manifest import Manifest
+
+COMMIT_ROWS, COMMIT_S = 64, 30.0  # rows are committed when so many wait, or the oldest has waited so long
+LIBRARIES = "longtake torch numpy scipy av opencv-python-headless kornia poselib pyarrow ray".split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run did. `clips` = ok + filtered + failed + left; `left` is 0 unless the run was cut off."""
+
+    run_id: str
+    out: Path
+    state: str  # finished, interrupted, stopped (going on was pointless) or broken
+    inputs: int
+    duplicates: int  # inputs with the same bytes as another: no row of their own
+    clips: int
+    ok: int
+    filtered: int
+    failed: int
+    left: int
+    committed: int  # rows written by this run; the others were there
+    reasons: dict[str, int]  # clips with each reason for being filtered or failed
+    seconds: float
+    report: Path | None = None  # the HTML page
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "runs" / self.run_id
+
+    @property
+    def manifest(self) -> Manifest:
+        from ..datasets.manifest import open_manifest
+
+        return open_manifest(self.out)
+
+    def counts(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+
+
+class Ledger:
+    """Counts every clip once, and commits the rows that are new or made differently from those present."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        config: object,
+        stage_versions: Mapping[str, str],
+        retry_failed: bool,
+        display: Display,
+        about: Mapping[str, object],
+    ) -> None:
+        """Open the books, and write the run's configuration down before the work starts.
+
+        Args:
+            config: the root of the configuration; a row is current only if it was made with the same.
+            about: what else run.json says of the run.
+        """
+        self.started = time.monotonic()
+        self.manifest = manifest
+        self.out = manifest.folder
+        self.stage_versions = dict(stage_versions)
+        self.retry_failed = retry_failed
+        self.display = display
+        self.config_hash = config_hash(config)
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}"
+        self.folder = self.out / "runs" / self.run_id
+        columns = ["clip_id", "status", "config_hash", "stage_versions", "filter_reasons"]
+        self.present: dict[str, dict[str, Any]] = {r["clip_id"]: r for r in manifest.table(columns).to_pylist()}
+        self.expected = 0  # clips that must be counted before the run is over
+        self.done: list[dict[str, Any]] = []
+        self.duplicates: list[dict[str, str]] = []
+        self.stage_seconds: Counter[str] = Counter()
+        self.waiting: dict[str, Mapping[str, Any]] = {}
+        self.waiting_since = 0.0
+        self.committed = 0
+        self.about: dict[str, object] = {
+            "run_id": self.run_id,
+            "state": "running",
+            "started_at": _now(),
+            **about,
+            "config": to_tree(config),
+            "config_hash": self.config_hash,
+            "stage_versions": self.stage_versions,
+            "versions": _versions(),
+            "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        }
+        self.folder.mkdir(parents=True)
+        (self.folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        self._write()
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def current(self, clip_id: str) -> dict[str, Any] | None:
+        """The row of this clip that needs not be made again: same configuration, same stages; or None."""
+        row = self.present.get(clip_id)
+        if row is None or (row["status"] == "failed" and self.retry_failed):
+            return None
+        same = row["config_hash"] == self.config_hash and json.loads(row["stage_versions"]) == self.stage_versions
+        return row if same else None
+
+    def add(self, row: Mapping[str, Any], name: str, words: str) -> None:
+        """Count a clip, and keep its row for the next commit unless the manifest has it."""
+        if self.current(row["clip_id"]) is None:
+            self.waiting_since = self.waiting_since or time.monotonic()
+            self.waiting[row["clip_id"]] = row
+        self.count(row, name, words)
+
+    def count(self, row: Mapping[str, Any], name: str, words: str) -> None:
+        """Count a clip whose row is in the manifest."""
+        self.done.append({"status": row["status"], "filter_reasons": row["filter_reasons"]})
+        self.display.clip(name, row["status"], words or ", ".join(row["filter_reasons"] or ()))
+
+    def duplicate(self, source: str, first: str) -> None:
+        """Count an input that repeats another."""
+        self.duplicates.append({"source": source, "of": first})
+        self.display.note(f"{source}: the same bytes as {first}, which has the rows")
+
+    def note(self, source: str, outcome: Outcome) -> None:
+        """Write down what a job says that has no place in a row."""
+        if outcome.status in ("failed", "stopped"):
+            with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as log:
+                print(f"{_now()} {source}: {outcome.job.stage.name}: {outcome.message}\n{outcome.trace}", file=log)
+
+    def tick(self, running: list[tuple[str, int, int]]) -> None:
+        """Show the state of things, and commit if it is time to."""
+        self.display.tick(running, len(self.done), self.expected)
+        if len(self.waiting) >= COMMIT_ROWS or (self.waiting and time.monotonic() - self.waiting_since > COMMIT_S):
+            self.commit()
+
+    def commit(self) -> None:
+        """Publish the rows that wait.
+
+        Raises:
+            MissingPart: they cannot be written.
+        """
+        if self.waiting:
+            try:
+                self.manifest.append(self.waiting.values())
+            except LongtakeError as error:
+                raise MissingPart(str(error)) from error
+            self.committed += len(self.waiting)
+            self.waiting, self.waiting_since = {}, 0.0
+
+    def close(self, state: str, inputs: int) -> Run:
+        """Write the run's last words.
+
+        Raises:
+            ValueError: the run finished, but a clip was lost or counted twice.
+        """
+        done = filters.summarize(self.done, num_in=self.expected if state == "finished" else len(self.done))
+        run = Run(
+            run_id=self.run_id,
+            out=self.out,
+            state=state,
+            inputs=inputs,
+            duplicates=len(self.duplicates),
+            clips=self.expected,
+            ok=done.ok,
+            filtered=done.filtered,
+            failed=done.failed,
+            left=self.expected - len(self.done),
+            committed=self.committed,
+            reasons=done.reasons,
+            seconds=round(time.monotonic() - self.started, 3),
+        )
+        self.about |= {"finished_at": _now(), "duplicate_inputs": self.duplicates, **run.counts()}
+        self.about["timings_s"] = {name: round(seconds, 3) for name, seconds in self.stage_seconds.items()}
+        self._write()
+        return run
+
+    def _write(self) -> None:
+        write_atomic(self.folder / "run.json", json.dumps(self.about, indent=1))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,331 @@
+"""A stage, the artifacts it leaves, and how one job of it is run.
+
+A `Stage` is a pure function from records to a record or to a counted refusal. Its result is kept under a key made of
+what went in (content, stage, version, the configuration it reads, the keys of the stages before), so a rerun finds what
+is done and repeats nothing:
+
+    <out>/artifacts/<k[:2]>/<k>/arrays.npz   the arrays of the record
+    <out>/artifacts/<k[:2]>/<k>/result.json  everything else; present means done
+
+Both are written to a folder of another name, synced, and renamed into place at once: readers see all or nothing, and of
+two writers of one key the second loses harmlessly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import json
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..records import BadMedia, LongtakeError, Rejected
+from .config import digest, to_tree
+
+TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EINTR}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+RETRY_SECONDS = (0.2, 1.0, 5.0)  # waits between tries of a job whose input or output failed for a passing reason
+
+Progress = Callable[[int, int], None]  # frames done, frames in all
+Status = Literal["ok", "rejected", "failed", "stopped"]  # stopped: this run cannot go on (a full disk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one job of a stage occupies; Ray schedules by it, the local executor counts slots alone."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A named step. Raise `version` whenever the same input may give another result."""
+
+    name: str
+    version: int
+    fn: Callable[..., object]  # fn(*inputs, progress=...) -> record | Rejected; importable by name in another process
+    resources: Resources = field(default_factory=Resources)
+
+    def key(self, content: str, config: object, upstream: tuple[str, ...] = ()) -> str:
+        """The name of the artifact: sha256 of all that the result depends on, 64 hex digits."""
+        return digest([content, self.name, self.version, to_tree(config), list(upstream)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """An input that another stage left in the store: jobs carry its key, not its arrays."""
+
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """One call of a stage. Small enough to send anywhere: records travel as `Ref`s."""
+
+    stage: Stage
+    key: str
+    inputs: tuple[object, ...]
+    clip: str  # what a person calls it: path and shot
+    limit_s: float = float("inf")  # longer than this and the job is taken for hung
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What became of a job. The record itself lies in the store."""
+
+    job: Job
+    status: Status
+    reason: str = ""  # snake_case, for the manifest
+    message: str = ""
+    trace: str = ""  # the traceback of an unexpected exception
+    bug: str = ""  # what makes two unexpected exceptions the same one
+    seconds: float = 0.0
+    resumed: bool = False  # found in the store, nothing was run
+
+
+class Artifacts:
+    """The folder of results, by key."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: str) -> Path:
+        return self.root / key[:2] / key
+
+    def has(self, key: str) -> bool:
+        return (self.folder(key) / "result.json").is_file()
+
+    def load(self, key: str) -> Any:
+        """The record, list, dictionary or `Rejected` stored under `key`.
+
+        Raises:
+            KeyError: nothing is stored there.
+        """
+        folder = self.folder(key)
+        try:
+            tree = json.loads((folder / "result.json").read_text(encoding="utf-8"))["value"]
+        except FileNotFoundError as error:
+            raise KeyError(key) from error
+        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+            return decode(tree, dict(arrays))
+
+    def save(self, key: str, value: object, about: dict[str, object] | None = None) -> None:
+        """Store a value under its key, all or nothing; does nothing harmful where another writer was first."""
+        folder = self.folder(key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.parent / f".tmp-{key[:16]}-{uuid4().hex}"
+        temporary.mkdir()
+        try:
+            arrays: dict[str, NDArray[Any]] = {}
+            tree = encode(value, arrays)
+            with open(temporary / "arrays.npz", "wb") as file:
+                np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+                _sync(file)
+            with open(temporary / "result.json", "w", encoding="utf-8") as file:
+                json.dump({"about": about or {}, "value": tree}, file, allow_nan=False)
+                _sync(file)
+            try:
+                temporary.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if not self.has(key):
+                    raise
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def about(self, key: str) -> dict[str, Any]:
+        """Stage, version, clip and seconds of a stored result."""
+        return json.loads((self.folder(key) / "result.json").read_text(encoding="utf-8"))["about"]
+
+    def drop(self, key: str) -> None:
+        """Forget a result, so that it is worked out again."""
+        folder = self.folder(key)
+        (folder / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_job(job: Job, root: Path, progress: Progress | None = None, *, may_exit: bool = False) -> Outcome:
+    """Run one job where we are, store its result, and say what became of it; never raises for what a clip can cause.
+
+    `may_exit` says that this process exists for jobs: one that outlasts its limit is put on record as a refusal and the
+    process ends, for a call that hangs inside a decoder cannot be stopped otherwise.
+
+    Bad data (`Rejected`, `BadMedia`) is a stored refusal; a passing input or output error is tried again with growing
+    waits; memory that ran out and unexpected exceptions fail this clip and store nothing.
+    """
+    store = Artifacts(root)
+    if not may_exit or not np.isfinite(job.limit_s):
+        return _run_job(job, store, progress)
+    watchdog = threading.Timer(job.limit_s, _give_up, (job, store))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return _run_job(job, store, progress)
+    finally:
+        watchdog.cancel()
+
+
+def _give_up(job: Job, store: Artifacts) -> None:
+    message = f"{job.stage.name} had not finished after {job.limit_s:.0f} s"
+    store.save(job.key, Rejected(stage=job.stage.name, reason="timed_out", message=message))
+    os._exit(1)
+
+
+def _run_job(job: Job, store: Artifacts, progress: Progress | None) -> Outcome:
+    started = time.monotonic()
+    if done := recorded(job, store):  # another run, or the try before this one, was here
+        return done
+    for wait_s in (*RETRY_SECONDS, None):
+        try:
+            value = _result(job, store, progress)
+        except OSError as error:
+            if error.errno in TRANSIENT and wait_s is not None:
+                time.sleep(wait_s)
+                continue
+            if error.errno in FULL:
+                return _outcome(job, started, "stopped", "disk_full", f"cannot write {store.root}: {error.strerror}")
+            trace = "".join(traceback.format_exception(error))
+            return _outcome(job, started, "failed", "io_error", str(error), trace=trace)
+        except MemoryError:
+            return _outcome(job, started, "failed", "out_of_memory", f"{job.stage.name} ran out of memory")
+        except Exception as error:  # the border of a clip: one clip's surprise must not cost the others
+            return _unexpected(job, started, error)
+        if isinstance(value, Rejected):
+            return _outcome(job, started, "rejected", value.reason, value.message)
+        return _outcome(job, started, "ok")
+    raise AssertionError("the last try returns")
+
+
+def recorded(job: Job, store: Artifacts, *, reuse_rejected: bool = True) -> Outcome | None:
+    """The outcome of a job that was done before, or None; with `reuse_rejected` False a refusal is forgotten."""
+    if not store.has(job.key):
+        return None
+    value: object = store.load(job.key)
+    if not isinstance(value, Rejected):
+        return Outcome(job=job, status="ok", resumed=True)
+    if reuse_rejected:
+        return Outcome(job=job, status="rejected", reason=value.reason, message=value.message, resumed=True)
+    store.drop(job.key)
+    return None
+
+
+def _result(job: Job, store: Artifacts, progress: Progress | None) -> object:
+    """Work out the job's record and store it."""
+    inputs = [store.load(i.key) if isinstance(i, Ref) else i for i in job.inputs]
+    started = time.monotonic()
+    try:
+        value = job.stage.fn(*inputs, progress=progress)
+    except BadMedia as error:
+        value = Rejected(stage=job.stage.name, reason=error.reason, message=str(error))
+    about = {"stage": job.stage.name, "version": job.stage.version, "clip": job.clip}
+    store.save(job.key, value, {**about, "seconds": round(time.monotonic() - started, 3)})
+    return value
+
+
+def _outcome(
+    job: Job, started: float, status: Status, reason: str = "", message: str = "", trace: str = "", bug: str = ""
+):
+    seconds = time.monotonic() - started
+    return Outcome(job=job, status=status, reason=reason, message=message, trace=trace, bug=bug, seconds=seconds)
+
+
+def _unexpected(job: Job, started: float, error: Exception) -> Outcome:
+    text = str(error) or type(error).__name__
+    if isinstance(error, LongtakeError):  # said in words already, and about this clip
+        return _outcome(job, started, "failed", "failed_" + job.stage.name, text)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    bug = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+    trace = "".join(traceback.format_exception(error))
+    return _outcome(job, started, "failed", "internal_error", f"{bug}: {text}", trace=trace, bug=bug)
+
+
+def encode(value: object, arrays: dict[str, NDArray[Any]]) -> Any:
+    """A value as plain JSON; its arrays go to `arrays`, and the JSON names them."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else {"$float": repr(float(value))}
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:  # an object array would be a pickle
+        name = f"a{len(arrays)}"
+        arrays[name] = value
+        return {"$array": name}
+    if isinstance(value, tuple):
+        return {"$tuple": [encode(item, arrays) for item in value]}
+    if isinstance(value, list):
+        return [encode(item, arrays) for item in value]
+    if isinstance(value, dict):
+        return {"$dict": [[encode(k, arrays), encode(v, arrays)] for k, v in value.items()]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = f"{type(value).__module__}:{type(value).__qualname__}"
+        fields = {f.name: encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
+        return {"$record": kind, "fields": fields}
+    raise TypeError(f"cannot store a {type(value).__name__} in an artifact")
+
+
+def decode(tree: Any, arrays: dict[str, NDArray[Any]]) -> Any:
+    """The inverse of `encode`. Only longtake's own dataclasses are made, by their constructors, which check them."""
+    if isinstance(tree, list):
+        return [decode(item, arrays) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "$float" in tree:
+        return float(tree["$float"])
+    if "$array" in tree:
+        return arrays[tree["$array"]]
+    if "$tuple" in tree:
+        return tuple(decode(item, arrays) for item in tree["$tuple"])
+    if "$dict" in tree:
+        return {decode(k, arrays): decode(v, arrays) for k, v in tree["$dict"]}
+    module, _, name = tree["$record"].partition(":")
+    if module.partition(".")[0] != __name__.partition(".")[0]:
+        raise TypeError(f"{tree['$record']} is no record of longtake")
+    cls = getattr(importlib.import_module(module), name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"{tree['$record']} is no record")
+    return cls(**{field_name: decode(item, arrays) for field_name, item in tree["fields"].items()})
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small text file at once: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".tmp-{path.name}-{uuid4().hex}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            _sync(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,5 @@
+"""`python -m longtake`."""
+
+from .pipelines.cli import main
+
+main()
