@@ -102,7 +102,7 @@ class Adjusted:
     iterations: int  # linear systems solved
     converged: bool
     focal_sigma: NDArray | None = None  # [G] standard deviation of log f (relative, of f), priors included
-    condition: float | None = None  # the largest ratio of that to the deviation if no other camera parameter moved
+    condition: float | None = None  # the largest ratio of that to the deviation if nothing else were unknown
 
 
 def adjust(
@@ -138,8 +138,8 @@ def adjust(
         aspect_prior_sigma: standard deviation of log fy / fx about 0.
         covariance: also find `focal_sigma` and `condition`; the noise is measured from the residuals.
 
-    An observation of a point behind its camera pulls nothing and costs as much as one that is off by sqrt(2) f, so a
-    step that takes points behind cameras has to earn it elsewhere.
+    An observation of a point behind its camera pulls nothing and costs as much as one that is off by sqrt(2) f; a point
+    that a step would take behind a camera stays where it is for that step.
 
     Raises:
         ValueError: names that are no intrinsics, or priors of the wrong length.
@@ -161,7 +161,7 @@ def adjust(
             aspect_prior_sigma,
         )
         state = layout.start(problem)
-        cost, raw = _cost(layout, priors, config, state)
+        cost, raw, front = _cost(layout, priors, config, state)
         initial_cost, damping, growth, converged, iterations = cost, config.initial_damping, 2.0, False, 0
         system = None
         while iterations < config.max_iterations and layout.num_obs and cost > 1e-22 * layout.num_obs:
@@ -171,11 +171,17 @@ def adjust(
             gain = -np.inf
             if step is not None:
                 trial = layout.move(state, step)
-                trial_cost, trial_raw = _cost(layout, priors, config, trial)
+                trial_cost, trial_raw, trial_front = _cost(layout, priors, config, trial)
+                lost = front & ~trial_front
+                if config.cheirality and bool(lost.any()):  # points that would go behind a camera wait a step
+                    stay = torch.zeros(layout.num_points, dtype=torch.bool, device=layout.device)
+                    stay[layout.point[lost]] = True
+                    trial = replace(trial, points=torch.where(stay, state.points, trial.points))
+                    trial_cost, trial_raw, trial_front = _cost(layout, priors, config, trial)
                 gain = (cost - trial_cost) / step.predicted if step.predicted > 0 else -np.inf
                 if trial_cost < cost and gain > 1e-4:
                     fall = cost - trial_cost
-                    state, cost, raw, system = trial, trial_cost, trial_raw, None
+                    state, cost, raw, front, system = trial, trial_cost, trial_raw, trial_front, None
                     damping = max(_MIN_DAMPING, damping * max(1 / 3, 1 - (2 * gain - 1) ** 3))
                     growth = 2.0
                     if fall <= config.cost_tolerance * cost:
@@ -333,10 +339,11 @@ class _Layout:
         pair_seconds = (4 * num_local + 0.5 * num_local**2) * 1e-9
         tiled = np.ones(len(pairs), bool)
         for i in range(len(pairs)):
+            num_points = min(size, self.num_points - i * size)
             obs = by_chunk[bounds[i] : bounds[i + 1]]
             seen = np.unique(obs_view[obs])
             touched = len(seen) * num_local
-            if pairs[i] * pair_seconds < touched**2 * (6 * size / 4e10 + 5e-9) + 5e-5:
+            if pairs[i] * pair_seconds < touched**2 * (6 * num_points / 4e10 + 5e-9) + 5e-5:
                 continue
             tiled[i] = False
             rows, place = np.unique(local[seen], return_inverse=True)
@@ -345,7 +352,7 @@ class _Layout:
             row = rank[obs_point[obs]] - i * size
             cells = (row[:, None] * 3 + np.arange(3))[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
             self.chunks.append(
-                _Chunk(self.to_device(obs), int(row.max()) + 1, self.to_device(rows), self.to_device(cells.ravel()))
+                _Chunk(self.to_device(obs), num_points, self.to_device(rows), self.to_device(cells.ravel()))
             )
 
         later = np.where(tiled[obs_chunk[by_point]], np.repeat(starts[1:], length) - np.arange(self.num_obs) - 1, 0)
@@ -370,7 +377,7 @@ class _Layout:
         self.tiles = _Tiles(first.view(-1, width), second.view(-1, width), self.to_device(cells.ravel()))
 
     def to_device(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.tensor(np.ascontiguousarray(array), device=self.device)
 
     def start(self, problem: Bundle) -> _State:
         k = np.asarray(problem.intrinsics, np.float64)
@@ -556,10 +563,11 @@ def _robust_slopes(config: BundleConfig, square: Tensor) -> tuple[Tensor, Tensor
     return weight, weight
 
 
-def _cost(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> tuple[float, Tensor]:
-    """The cost, and the residuals [2, O] in pixels."""
+def _cost(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> tuple[float, Tensor, Tensor]:
+    """The cost, the residuals [2, O] in pixels, and which points are in front of their cameras [O]."""
     camera = _take(_camera_table(state, layout.group), layout.view)
-    raw = _project(camera, _take(state.points, layout.point), layout.xy, config.cheirality).residual
+    projection = _project(camera, _take(state.points, layout.point), layout.xy, config.cheirality)
+    raw = projection.residual
     square = (raw * raw).sum(0)
     if layout.weight is not None:
         square = square * layout.weight**2
@@ -567,7 +575,7 @@ def _cost(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State)
     if priors.any:
         own, steps = priors.residuals(state.theta)
         cost = cost + (own * own).sum() + (steps * steps).sum()
-    return 0.5 * float(cost), raw
+    return 0.5 * float(cost), raw, projection.front
 
 
 @dataclass(frozen=True, eq=False)
@@ -849,7 +857,7 @@ def _block_jacobi(
 def _focal_sigma(
     layout: _Layout, priors: _Priors, config: BundleConfig, state: _State
 ) -> tuple[NDArray | None, float | None]:
-    """Deviation of log f per group, and the largest ratio to its deviation with all other camera parameters known.
+    """Deviation of log f per group, and the largest ratio to its deviation with all else known.
 
     The noise is that of an M-estimator (Huber, Robust Statistics, 1981, section 7.6): E[psi^2] / E[psi']^2.
     """
@@ -860,7 +868,7 @@ def _focal_sigma(
     system = _linearise(layout, priors, config, state)
     m = _inverse_factors(system.point_hessian, 0.0)
     matrix = _reduced(layout, system, _lower(_take(m, layout.point), system.point_jacobian))
-    _, raw = _cost(layout, priors, config, state)
+    _, raw, _ = _cost(layout, priors, config, state)
     square = (raw * raw).sum(0)
     if layout.weight is not None:
         square = square * layout.weight**2
@@ -870,6 +878,7 @@ def _focal_sigma(
     psi2 = float((weight * weight * square).sum()) / max(2 * layout.num_obs - unknowns, 1.0)
     noise = psi2 * float(weight.mean()) / float(slope.mean()) ** 2
     matrix /= max(noise, 1e-30)
+    known = (system.camera_diagonal - priors.diagonal) / max(noise, 1e-30) + priors.diagonal
     if priors.any:
         priors.add_to(matrix)
     matrix = matrix[:n, :n]
@@ -887,9 +896,9 @@ def _focal_sigma(
     unit = matrix.new_zeros(n, len(columns))
     unit[layout.to_device(columns), torch.arange(len(columns), device=unit.device)] = 1
     half = torch.linalg.solve_triangular(factor, unit, upper=False)
-    inflation = (half * half).sum(0).sqrt()
-    sigma = (inflation * scale[layout.to_device(columns)]).cpu().numpy()
-    return sigma[np.searchsorted(columns, focal)], float(inflation.max())
+    sigma = (half * half).sum(0).sqrt() * scale[layout.to_device(columns)]
+    condition = float((sigma * known[layout.to_device(columns)].sqrt()).max())
+    return sigma.cpu().numpy()[np.searchsorted(columns, focal)], condition
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -964,7 +973,7 @@ def _batch_resect(
     order = np.argsort(problem.obs_view, kind="stable")
 
     def to_device(array: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return torch.tensor(np.ascontiguousarray(array), device=device)
 
     all_counts = np.bincount(problem.obs_view, minlength=num_views)
     counts = to_device(all_counts)
