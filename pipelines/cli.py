@@ -1,0 +1,478 @@
+"""The command line. Every command imports what it needs when it runs, so that `longtake --help` answers at once.
+
+Exit codes: 0 all well; 1 some clips failed (each has its row), or a check found problems; 2 wrong usage; 3 the
+environment lacks something, and what to do is said; 130 stopped by Ctrl-C, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from ..errors import BadMedia, LongtakeError
+from .config import MissingPart, RunStopped, UsageError, resolve
+
+app = App(
+    name="longtake",
+    help="Turn video into posed clips: camera poses and intrinsics for every frame, quality, reasons for refusals.",
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+)
+manifest = App(name="manifest", help="Look into a manifest, check it, export it.")
+app.command(manifest)
+
+Json = Annotated[bool, Parameter(help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code; a person's mistake is told in words, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be Unicode
+    try:
+        code = app()
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except BrokenPipeError:  # the reader has seen enough: `longtake manifest show M | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _complain("stopped. What is on record stays; the same command goes on from there")
+        sys.exit(130)
+    except MissingPart as error:
+        _complain(str(error))
+        sys.exit(3)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "longtake":
+            raise
+        _complain(f"the Python package {error.name} is not installed: pip install {error.name} (see `longtake doctor`)")
+        sys.exit(3)
+    except LongtakeError as error:
+        _complain(str(error))
+        sys.exit(1 if isinstance(error, (BadMedia, RunStopped)) else 2)
+
+
+# ---- from video to a manifest ------------------------------------------------------------------------------------
+
+
+@app.command
+def annotate(
+    *inputs: Annotated[str, Parameter(name="INPUT", required=True)],
+    out: Path,
+    stills: bool = False,
+    executor: Annotated[Literal["local", "ray"], Parameter(show_default=True)] = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    intrinsics: str | None = None,
+    intrinsics_mode: Literal["auto", "shared", "per_frame"] | None = None,
+    profile: Literal["none", "robust", "sana_wm"] | None = None,
+    source: str | None = None,
+    config: Path | None = None,
+    set: tuple[str, ...] = (),
+    retry_failed: bool = False,
+    report: Annotated[bool, Parameter(negative="--no-report")] = True,
+    json: Json = False,
+    quiet: bool = False,
+) -> int:
+    """Annotate videos: a manifest with the camera's pose and intrinsics for every frame of every clip.
+
+    The same command again goes on where it was stopped, and repeats nothing that is done.
+
+    Parameters
+    ----------
+    inputs
+        Video files, folders of videos or of images, or glob patterns in quotes.
+    out
+        Folder of the manifest; made where there is none.
+    stills
+        The frames of each input are separate photographs, not one continuous take.
+    executor
+        Where the work is done: worker processes of this machine, or Ray.
+    address
+        The Ray cluster to join, such as auto or host:6379; without it one is started on this machine.
+    jobs
+        Clips worked on at the same time.
+    intrinsics
+        The known camera in pixels: f, or fx,fy,cx,cy, or a file that holds them.
+    intrinsics_mode
+        One set of intrinsics for a shot, one for each frame, or what the data ask for.
+    profile
+        Filter profile: clips that fail it keep their row, with the reasons.
+    source
+        For the profile sana_wm: the collection whose thresholds apply.
+    config
+        TOML file with any part of the configuration.
+    set
+        One setting, such as annotate.track.seed=1; may be given again.
+    retry_failed
+        Work clips out again that failed before.
+    report
+        Draw each clip's pictures and write report.html into the folder.
+    json
+        Print the counts as JSON.
+    quiet
+        Show no progress.
+    """
+    from . import annotate as pipeline
+
+    given: dict[str, object] = {
+        "stills": stills or None,
+        "intrinsics": None if intrinsics is None else pipeline.read_intrinsics(intrinsics),
+        "track.intrinsics_mode": intrinsics_mode,
+        "profile": profile,
+        "source": source,
+    }
+    settings = {f"annotate.{name}": value for name, value in given.items() if value is not None}
+    resolved = resolve(pipeline.Config, toml=config, sets=set, given=settings)
+    run = pipeline.annotate(
+        *inputs,
+        out=out,
+        config=resolved.annotate,
+        executor=executor,
+        address=address,
+        jobs=jobs,
+        retry_failed=retry_failed,
+        report=report,
+        quiet=quiet,
+    )
+    if json:
+        _print_json(run.counts())
+    else:
+        _print_run(run)
+    if run.state == "interrupted":
+        _complain(f"stopped; {run.left} known clips are left. The same command goes on from here")
+        return 130
+    return 1 if run.failed else 0
+
+
+@app.command
+def demo(*, out: Path = Path("demo-out"), quiet: bool = False) -> int:
+    """Render a short clip of a synthetic room with a zoom, annotate it, and score it against the truth.
+
+    Parameters
+    ----------
+    out
+        Folder for the clip, its manifest and its report.
+    quiet
+        Show no progress.
+    """
+    from .demo import run_demo
+
+    return run_demo(out)
+
+
+@app.command
+def probe(file: str, /, *, stills: bool = False, json: Json = False) -> None:
+    """Say what is known of a video before its pixels are decoded.
+
+    Parameters
+    ----------
+    file
+        A video file, a folder of images or a pattern in quotes.
+    stills
+        The images are separate photographs.
+    json
+        Print JSON, with the time of every frame.
+    """
+    from dataclasses import fields
+
+    from ..annotate.video import probe
+
+    info = probe(file, stills=stills)
+    facts = {f.name: getattr(info, f.name) for f in fields(info)}
+    facts |= {"pts_ns": info.pts_ns.tolist(), "num_frames": info.num_frames, "fps": info.fps}
+    if json:
+        _print_json(facts)
+        return
+    del facts["pts_ns"], facts["image_paths"]
+    _print_facts(facts | {"duration_s": round(float(info.pts_ns[-1]) / 1e9, 3)})
+
+
+# ---- the manifest ------------------------------------------------------------------------------------------------
+
+Where = Annotated[str | None, Parameter(help="Condition on rows, such as \"status == 'ok' and num_frames >= 100\".")]
+SHOWN = "clip_id source_uri status num_frames motion_class fov_x_median_deg tracked_ratio filter_reasons".split()
+
+
+@manifest.command
+def show(folder: Path, clip_id: str | None = None, /, *, json: Json = False) -> None:
+    """List the clips of a manifest, or all that is known of one of them.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest.
+    clip_id
+        One clip; the beginning of its id is enough.
+    """
+    from ..datasets.manifest import open_manifest
+
+    found = open_manifest(folder)
+    if clip_id is None:
+        _print_rows(found.rows(SHOWN), json)
+        return
+    matches = sorted(i for i in found.ids() if i.startswith(clip_id))
+    if len(matches) != 1:
+        raise UsageError(f"{len(matches)} clips of {folder} have an id that begins with {clip_id}")
+    row = found.row(matches[0])
+    if json:
+        _print_json(row)
+    else:
+        _print_facts({name: _short(value) for name, value in row.items() if value is not None})
+
+
+@manifest.command
+def validate(folder: Path, /, *, json: Json = False) -> int:
+    """Check every row and every file that the manifest names; exit code 1 where something is wrong.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest.
+    """
+    from ..datasets.manifest import open_manifest
+
+    found = open_manifest(folder)
+    problems = found.validate()
+    if json:
+        _print_json({"clips": len(found), "problems": problems})
+    else:
+        print("\n".join(problems) if problems else f"{len(found)} clips, nothing wrong")
+    return 1 if problems else 0
+
+
+@manifest.command
+def query(folder: Path, /, where: Where = None, *, columns: str | None = None, json: Json = False) -> None:
+    """Print the rows that meet a condition.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest.
+    columns
+        Names, separated by commas; those of `show` without it.
+    """
+    from ..datasets.manifest import open_manifest
+
+    names = columns.replace(" ", "").split(",") if columns else SHOWN
+    _print_rows(open_manifest(folder).rows(names, _condition(where)), json)
+
+
+@manifest.command
+def export(
+    folder: Path,
+    /,
+    *,
+    to: Literal["npz", "tum", "colmap", "nerfstudio", "npy"],
+    out: Path,
+    where: Where = None,
+    json: Json = False,
+) -> None:
+    """Write the clips' cameras in a form that other tools read.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest.
+    to
+        Form of the files.
+    out
+        Folder to write into.
+    """
+    from dataclasses import asdict
+
+    from ..datasets.exporters import export
+    from ..datasets.manifest import open_manifest
+
+    summary = asdict(export(open_manifest(folder), to, out, _condition(where)))
+    if json:
+        _print_json(summary)
+    else:
+        _print_facts(summary)
+
+
+@manifest.command
+def stats(folder: Path, /, *, json: Json = False) -> None:
+    """Count the clips of a manifest.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest.
+    """
+    from collections import Counter
+
+    from ..datasets.manifest import open_manifest
+
+    found = open_manifest(folder)
+    columns = "status filter_reasons motion_class focal_status scale_kind num_frames duration_s".split()
+    rows = list(found.rows(columns))
+    facts: dict[str, Any] = {
+        "clips": len(rows),
+        **{name: sum(row["status"] == name for row in rows) for name in ("ok", "filtered", "failed")},
+        "frames": sum(row["num_frames"] or 0 for row in rows),
+        "hours": round(sum(row["duration_s"] or 0 for row in rows) / 3600, 4),
+        "megabytes": round(sum(part.bytes for part in found.snapshot().parts) / 1e6, 3),
+    }
+    for name in ("motion_class", "focal_status", "scale_kind"):
+        facts[name] = dict(Counter(row[name] for row in rows if row[name] is not None).most_common())
+    reasons = Counter(reason for row in rows for reason in (row["filter_reasons"] or ()))
+    facts["filter_reasons"] = dict(reasons.most_common())
+    if json:
+        _print_json(facts)
+    else:
+        _print_facts(
+            {k: ", ".join(f"{n} {c}" for n, c in v.items()) if isinstance(v, dict) else v for k, v in facts.items()}
+        )
+
+
+# ---- looking at results ------------------------------------------------------------------------------------------
+
+
+@app.command
+def report(run: Path, /, *, out: Path | None = None, clip: tuple[str, ...] = ()) -> None:
+    """Write one HTML page that shows a run and its clips; it needs nothing else to be looked at.
+
+    Parameters
+    ----------
+    run
+        Folder that was named with --out when annotating.
+    out
+        The page; report.html in that folder without it.
+    clip
+        Clips to show in full; the first 50 without it.
+    """
+    from ..datasets.report import write_report
+
+    print(write_report(run, out, clip_ids=list(clip) or None))
+
+
+@app.command
+def view(folder: Path, clip_id: str | None = None, /, *, out: Path | None = None) -> None:
+    """Write a clip's camera track as a Rerun recording (.rrd).
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest.
+    clip_id
+        The clip; the manifest's only one without it.
+    out
+        The recording; CLIP_ID.rrd in that folder without it.
+    """
+    from importlib.util import find_spec
+
+    from ..datasets.view import write_rrd
+
+    if find_spec("rerun") is None:
+        raise MissingPart("recordings need the package rerun-sdk: pip install 'longtake[rerun]'")
+    print(write_rrd(folder, out, clip_id=clip_id))
+
+
+@app.command
+def score(prediction: Path, truth: Path, /, *, json: Json = False) -> None:
+    """Compare an estimated camera track with the truth: two .npz files with c2w, K and optionally pose_valid.
+
+    Parameters
+    ----------
+    prediction
+        As `longtake manifest export --to npz` writes it.
+    truth
+        The same for the true camera.
+    """
+    from ..datasets.score import score_files
+
+    figures = score_files(prediction, truth)
+    if json:
+        _print_json(figures)
+    else:
+        _print_facts({name: None if value is None else f"{value:.6g}" for name, value in figures.items()})
+
+
+@app.command
+def doctor(*, json: Json = False) -> int:
+    """Check whether this machine has all that longtake needs; exit code 3 where something is missing."""
+    from dataclasses import asdict
+
+    from .doctor import examine
+
+    findings = list(examine())
+    if json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        signs = {"ok": "ok      ", "missing": "MISSING ", "optional": "optional"}
+        for finding in findings:
+            print(f"{signs[finding.state]}  {finding.name}: {finding.words}")
+    return 3 if any(finding.state == "missing" for finding in findings) else 0
+
+
+# ---- printing ----------------------------------------------------------------------------------------------------
+
+
+def _complain(words: str) -> None:
+    print(f"longtake: {words}", file=sys.stderr)
+
+
+def _condition(where: str | None) -> Any:
+    from ..datasets.where import parse_where
+
+    return None if where is None else parse_where(where)
+
+
+def _print_run(run: Any) -> None:
+    print(f"{run.clips} clips = {run.ok} ok + {run.filtered} filtered + {run.failed} failed", end="")
+    print(f" + {run.left} left" if run.left else "", end="")
+    print(f", from {run.inputs} inputs" + (f" ({run.duplicates} duplicates)" if run.duplicates else ""), end="")
+    print(f", in {run.seconds:.1f} s")
+    for reason, count in run.reasons.items():
+        print(f"  {count} x {reason}")
+    print(f"manifest: {run.out}")
+    if run.report:
+        print(f"report:   {run.report}")
+
+
+def _print_json(tree: object) -> None:
+    print(json_format.dumps(tree, indent=1, default=_plain, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy arrays and numbers, times and paths as JSON has them."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _print_facts(facts: Mapping[str, object]) -> None:
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        words = ", ".join(f"{n} {count}" for n, count in value.items()) if isinstance(value, dict) else value
+        print(f"{name:<{width}}  {'-' if words is None else words}")
+
+
+def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    """A table with a head, columns apart by two spaces; JSON lines where asked for."""
+    if as_json:
+        for row in rows:
+            print(json_format.dumps(row, default=_plain, ensure_ascii=False))
+        return
+    lines: list[Sequence[str]] = []
+    for row in rows:
+        lines = lines or [list(row)]
+        lines.append([_short(value) for value in row.values()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _short(value: Any) -> str:
+    """A value of a row in a few characters; long lists by their length."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        return ",".join(map(str, value)) if len(value) <= 4 else f"[{len(value)} values]"
+    return str(value)
