@@ -253,11 +253,12 @@ def annotate(
     display = make_display(quiet)
     ledger = Ledger(
         manifest,
+        inputs=sources,
         config=Config(annotate=config),
         stage_versions=VERSIONS,
         retry_failed=retry_failed,
         display=display,
-        about={"inputs": sources, "executor": executor},
+        about={"executor": executor},
     )
     store = Artifacts(manifest.folder / "artifacts")
     graph = _Graph(ledger, store, config, sheets=report)
@@ -272,17 +273,17 @@ def annotate(
         ledger.commit()
     except BaseException:
         with suppress(OSError):  # a full disk may be what broke it
-            ledger.close("broken", len(sources))
+            ledger.close("broken")
         raise
     finally:
         if pool:
             pool.close()
         display.close()
     if end.stopped:
-        ledger.close("stopped", len(sources))
+        ledger.close("stopped")
         raise _why_stopped(end.stopped, ledger.log)
     manifest.compact()
-    run = ledger.close("interrupted" if end.interrupted else "finished", len(sources))
+    run = ledger.close("interrupted" if end.interrupted else "finished")
     return replace(run, report=write_report(manifest.folder)) if report and not end.interrupted else run
 
 
@@ -335,7 +336,9 @@ class _Graph:
         for source in sources:
             config = (self.config.stills, self.config.video)
             key = PROBE.key(fingerprint(source), config)
-            if self._is_first(key, source):
+            if not self._is_first(key, source):
+                self.ledger.inputs_left -= 1
+            else:
                 yield self._job(PROBE, key, (source, *config), _Place(source=source))
 
     def after(self, outcome: Outcome) -> Iterable[Job]:
@@ -373,6 +376,7 @@ class _Graph:
         return []
 
     def _after_probe(self, place: _Place, key: str) -> Iterable[Job]:
+        self.ledger.inputs_left -= 1
         if place.refused:
             self.ledger.expected += 1
             self._finish(place)

@@ -145,7 +145,9 @@ def annotate(
     else:
         _print_run(run)
     if run.state == "interrupted":
-        _complain(f"stopped; {run.left} known clips are left. The same command goes on from here")
+        _complain(
+            f"stopped with {run.left} clips and {run.inputs_left} inputs left. The same command goes on from here"
+        )
         return 130
     return 1 if run.failed else 0
 
@@ -163,7 +165,7 @@ def demo(*, out: Path = Path("demo-out"), quiet: bool = False) -> int:
     """
     from .demo import run_demo
 
-    return run_demo(out)
+    return run_demo(out, quiet=quiet)
 
 
 @app.command
@@ -427,7 +429,7 @@ def _condition(where: str | None) -> Any:
 def _print_run(run: Any) -> None:
     print(f"{run.clips} clips = {run.ok} ok + {run.filtered} filtered + {run.failed} failed", end="")
     print(f" + {run.left} left" if run.left else "", end="")
-    print(f", from {run.inputs} inputs" + (f" ({run.duplicates} duplicates)" if run.duplicates else ""), end="")
+    print(f", from {run.inputs} inputs" + (f" (duplicates: {run.duplicates})" if run.duplicates else ""), end="")
     print(f", in {run.seconds:.1f} s")
     for reason, count in run.reasons.items():
         print(f"  {count} x {reason}")

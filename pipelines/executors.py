@@ -44,6 +44,7 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None: ...
     def wait(self, timeout_s: float) -> list[Outcome]: ...
     def progress(self) -> list[tuple[str, int, int]]: ...  # (clip and stage, frames done, frames in all), running jobs
+    def drop_waiting(self) -> int: ...  # forget the jobs that have not begun; how many
     def close(self) -> None: ...
 
 
@@ -86,7 +87,8 @@ def drive(
     """Run the first jobs and all that follow from their outcomes, with a bounded number in flight.
 
     Jobs that follow go before new first ones, so that what was begun is finished and its memory let go; `first` may be
-    endless. What is on record is not run. Once `stopping()` is true nothing new is begun, and what runs is waited for.
+    endless. What is on record is not run. Once `stopping()` is true nothing new is begun, and what runs is waited for;
+    so too where a disk is full or the same unexpected exception has come from many clips.
 
     Args:
         after: called once with every outcome, in this thread; gives the jobs that can run now.
@@ -116,6 +118,8 @@ def drive(
             else:
                 executor.submit(job)
                 in_flight += 1
+        if stopped or stopping():
+            in_flight -= executor.drop_waiting()
         if not in_flight:
             return Drive(interrupted=stopping() and not stopped, stopped=stopped)
         tick(executor.progress())
@@ -140,6 +144,11 @@ class Inline:
 
     def progress(self) -> list[tuple[str, int, int]]:
         return []
+
+    def drop_waiting(self) -> int:
+        count = len(self.queue)
+        self.queue.clear()
+        return count
 
     def close(self) -> None:
         self.queue.clear()
@@ -176,6 +185,11 @@ class Workers:
 
     def progress(self) -> list[tuple[str, int, int]]:
         return [(f"{w.job.clip}: {w.job.stage.name}", w.frames[0], w.frames[1]) for w in self.workers if w.job]
+
+    def drop_waiting(self) -> int:
+        count = len(self.queue)
+        self.queue.clear()
+        return count
 
     def close(self) -> None:
         self.queue.clear()
@@ -320,6 +334,9 @@ class RayTasks:
 
     def progress(self) -> list[tuple[str, int, int]]:
         return []
+
+    def drop_waiting(self) -> int:
+        return 0  # Ray does not tell which have begun
 
     def close(self) -> None:
         self.running.clear()

@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -38,7 +38,7 @@ LIBRARIES = "longtake torch numpy scipy av opencv-python-headless kornia poselib
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run did. `clips` = ok + filtered + failed + left; `left` is 0 unless the run was cut off."""
+    """What a run did. `clips` = ok + filtered + failed + left; nothing is left unless the run was cut off."""
 
     run_id: str
     out: Path
@@ -50,6 +50,7 @@ class Run:
     filtered: int
     failed: int
     left: int
+    inputs_left: int  # inputs that the run did not come to
     committed: int  # rows written by this run; the others were there
     reasons: dict[str, int]  # clips with each reason for being filtered or failed
     seconds: float
@@ -78,6 +79,7 @@ class Ledger:
         self,
         manifest: Manifest,
         *,
+        inputs: Sequence[str],
         config: object,
         stage_versions: Mapping[str, str],
         retry_failed: bool,
@@ -101,6 +103,8 @@ class Ledger:
         self.folder = self.out / "runs" / self.run_id
         columns = ["clip_id", "status", "config_hash", "stage_versions", "filter_reasons"]
         self.present: dict[str, dict[str, Any]] = {r["clip_id"]: r for r in manifest.table(columns).to_pylist()}
+        self.num_inputs = len(inputs)
+        self.inputs_left = len(inputs)
         self.expected = 0  # clips that must be counted before the run is over
         self.done: list[dict[str, Any]] = []
         self.duplicates: list[dict[str, str]] = []
@@ -112,6 +116,7 @@ class Ledger:
             "run_id": self.run_id,
             "state": "running",
             "started_at": _now(),
+            "input_paths": list(inputs),
             **about,
             "config": to_tree(config),
             "config_hash": self.config_hash,
@@ -150,7 +155,8 @@ class Ledger:
     def duplicate(self, source: str, first: str) -> None:
         """Count an input that repeats another."""
         self.duplicates.append({"source": source, "of": first})
-        self.display.note(f"{source}: the same bytes as {first}, which has the rows")
+        why = "named twice" if source == first else f"the same bytes as {first}, which has the rows"
+        self.display.note(f"{source}: {why}")
 
     def note(self, source: str, outcome: Outcome) -> None:
         """Write down what a job says that has no place in a row."""
@@ -178,7 +184,7 @@ class Ledger:
             self.committed += len(self.waiting)
             self.waiting, self.waiting_since = {}, 0.0
 
-    def close(self, state: str, inputs: int) -> Run:
+    def close(self, state: str) -> Run:
         """Write the run's last words.
 
         Raises:
@@ -189,13 +195,14 @@ class Ledger:
             run_id=self.run_id,
             out=self.out,
             state=state,
-            inputs=inputs,
+            inputs=self.num_inputs,
             duplicates=len(self.duplicates),
             clips=self.expected,
             ok=done.ok,
             filtered=done.filtered,
             failed=done.failed,
             left=self.expected - len(self.done),
+            inputs_left=self.inputs_left,
             committed=self.committed,
             reasons=done.reasons,
             seconds=round(time.monotonic() - self.started, 3),

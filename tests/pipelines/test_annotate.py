@@ -119,6 +119,7 @@ def test_every_input_is_accounted_for(tmp_path, tracker):
     result = run(folder, folder / "good.mp4", out=tmp_path / "out")
     assert (result.state, result.inputs, result.duplicates) == ("finished", 6, 2)
     assert (result.clips, result.ok, result.filtered, result.failed, result.left) == (4, 1, 0, 3, 0)
+    assert result.inputs_left == 0
     got = statuses(result)
     assert got.pop("refused.mp4") == "failed fisheye" and got.pop("empty.mp4") == "failed empty_file"
     assert got.pop("text.mp4") == "failed not_a_video" and list(got.values()) == ["ok"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from longtake.annotate.video import encode_rgb
+from longtake.datasets.manifest import open_manifest
 
 
 def longtake(*words: object, cwd: Path | None = None) -> tuple[int, str, str]:
@@ -65,3 +70,55 @@ def test_doctor_lists_what_is_there():
     findings = {f["name"]: f for f in json.loads(out)}
     assert findings["torch"]["state"] == "ok" and findings["XFeat weights"]["state"] == "ok"
     assert code == (3 if any(f["state"] == "missing" for f in findings.values()) else 0)
+
+
+# ---- runs that are cut off ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Six short videos of a window that moves over a random texture."""
+    for seed in range(6):
+        texture = np.random.default_rng(seed).integers(0, 256, (30, 80, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        encode_rgb(tmp_path / "in" / f"{seed}.mp4", [texture[:, 4 * i : 4 * i + 160] for i in range(12)], 10)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_the_same_command_goes_on(videos, tmp_path, number, code):
+    command = ["annotate", str(videos), "--out", str(tmp_path / "out"), "--no-report"]
+    with subprocess.Popen([sys.executable, "-m", "longtake", *command], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("0.mp4")  # the first clip is done, others run
+        workers = children(process.pid)
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == code and "Traceback" not in rest
+    assert workers and not [pid for pid in workers if is_running(pid)], "workers leave with their driver"
+    if number == signal.SIGINT:
+        assert "The same command goes on from here" in rest
+        assert 1 <= len(open_manifest(tmp_path / "out")) < 6
+    before = {path.parent.name for path in (tmp_path / "out" / "artifacts").rglob("result.json")}
+    assert before
+
+    again = longtake(*command, "--json", "--quiet")
+    run = json.loads(again[1])
+    assert run["clips"] == 6 == run["ok"] + run["filtered"] + run["failed"] and run["inputs_left"] == 0
+    assert len(open_manifest(tmp_path / "out")) == 6 and open_manifest(tmp_path / "out").validate() == []
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process lives, a moment after its parent has gone."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+        except FileNotFoundError:
+            return False
+        time.sleep(0.05)
+    return True
