@@ -117,7 +117,7 @@ def path_view(
     keyframes: NDArray[np.bool_],
     frustums: Sequence[NDArray[np.float64]],
     *,
-    unit: str,
+    unit: str | None,
     label: str,
 ) -> str:
     """A path on the page with equal axes, its start and end, its keyframes, a few cameras and a scale bar.
@@ -125,7 +125,7 @@ def path_view(
     Args:
         right, up: [T] coordinates, NaN where there is no pose; the line is dotted across such gaps.
         frustums: [n, 2] outlines of cameras in the same coordinates.
-        unit: of the scale bar.
+        unit: of the scale bar; None for a camera that stays in one place, which needs none.
     """
     posed = np.flatnonzero(np.isfinite(right) & np.isfinite(up))
     if not posed.size:
@@ -162,12 +162,11 @@ def path_view(
     a, b = posed[0], posed[-1]
     parts.append(f'<rect class="end" x="{x[b] - 5:.1f}" y="{y[b] - 5:.1f}" width="10" height="10"/>')
     parts.append(f'<circle class="start" cx="{x[a]:.1f}" cy="{y[a]:.1f}" r="5.5"/>')
-    bar = _nice_below(90 / scale)
-    foot = _VIEW_HEIGHT - 8
-    parts.append(f'<path class="bar" d="M{_VIEW_MARGIN} {foot - 4}v4h{bar * scale:.1f}v-4"/>')
-    parts.append(
-        f'<text class="tick" x="{_VIEW_MARGIN + bar * scale + 6:.1f}" y="{foot}">{number(bar)} {escape(unit)}</text>'
-    )
+    if unit is not None:
+        bar, foot = _nice_below(90 / scale), _VIEW_HEIGHT - 8
+        words = f"{number(bar)} {escape(unit.removesuffix('s') if bar == 1 else unit)}"
+        parts.append(f'<path class="bar" d="M{_VIEW_MARGIN} {foot - 4}v4h{bar * scale:.1f}v-4"/>')
+        parts.append(f'<text class="tick" x="{_VIEW_MARGIN + bar * scale + 6:.1f}" y="{foot}">{words}</text>')
     return _svg(_VIEW_HEIGHT, label, parts)
 
 

@@ -239,33 +239,25 @@ def _path(row: Row) -> str:
     where = (pose[:, :3, 3] - pose[valid][0, :3, 3]) @ page.T  # [T, 3]
     size = float(np.ptp(where[valid], axis=0).max())
     chosen = np.unique(np.flatnonzero(valid)[np.linspace(0, valid.sum() - 1, FRUSTUMS).round().astype(int)])
-    cones = [_frustum(clip.width, clip.height, clip.intrinsics[i], 0.09 * size or 1.0) for i in chosen]
+    moves = size > 1e-9
+    cones = [_frustum(clip.width, clip.height, clip.intrinsics[i], 0.09 * size if moves else 1.0) for i in chosen]
     outlines = [where[i] + cone @ (page @ pose[i, :3, :3]).T for i, cone in zip(chosen, cones, strict=True)]
-    keys = (
-        np.asarray(row["frame_is_keyframe"], bool)
-        if row["frame_is_keyframe"] is not None
-        else np.zeros(len(pose), bool)
-    )
-    unit = _unit(row)
-    views = []
-    for name, axes, note in (
-        ("from above", (0, 1), "the first camera looks up the page"),
-        ("from the side", (1, 2), "the first camera looks right"),
+    keys = np.zeros(len(pose), bool)
+    if row["frame_is_keyframe"] is not None:
+        keys = np.asarray(row["frame_is_keyframe"], bool)
+    views, unit = [], _unit(row) if moves else None
+    for name, note, (a, b) in (
+        ("from above", "the first camera looks up the page", (0, 1)),
+        ("from the side", "the first camera looks right", (1, 2)),
     ):
-        drawing = path_view(
-            where[:, axes[0]],
-            where[:, axes[1]],
-            keys,
-            [_hull(outline[:, axes]) for outline in outlines],
-            unit=unit,
-            label=f"camera path {name}",
-        )
-        views.append(
-            f'<figure><figcaption>Path {name} <span class="quiet">{note}</span></figcaption>{drawing}</figure>'
-        )
+        cameras = [_hull(outline[:, [a, b]]) for outline in outlines]
+        drawing = path_view(where[:, a], where[:, b], keys, cameras, unit=unit, label=f"camera path {name}")
+        caption = f'<figcaption>Path {name} <span class="quiet">{note}</span></figcaption>'
+        views.append(f"<figure>{caption}{drawing}</figure>")
     legend = (
         '<p class="quiet legend"><span class="mark start"></span>start <span class="mark end"></span>end '
-        '<span class="mark key"></span>keyframe; dotted: no pose. Up is the cameras’ mean up.</p>'
+        '<span class="mark key"></span>keyframe; dotted: no pose. Up is the cameras’ mean up.'
+        f"{'' if moves else ' The camera turns in one place, or stands still.'}</p>"
     )
     return f'<div class="grid wide">{"".join(views)}</div>{legend}'
 
@@ -385,7 +377,7 @@ def _verdict(row: Row) -> str:
         kind, word = {False: ("failed", "failed"), None: ("none", "not measured"), True: ("ok", "passed")}[
             check["passed"]
         ]
-        cells = (escape(name), number(check["value"], 4), wanted, f'<span class="badge {kind}">{word}</span>')
+        cells = (escape(name), number(check["value"]), wanted, f'<span class="badge {kind}">{word}</span>')
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     reasons = ", ".join(map(_words, _list(row["filter_reasons"])))
     told = f"filtered for {escape(reasons)}" if reasons else "passed"
@@ -556,7 +548,7 @@ svg text { font:11px system-ui,sans-serif; fill:var(--quiet); }
 .line.s0 { stroke:var(--s0); } .line.s1 { stroke:var(--s1); } .line.s2 { stroke:var(--s2); }
 .dot.s0 { fill:var(--s0); } .dot.s1 { fill:var(--s1); } .dot.s2 { fill:var(--s2); }
 .band { fill:var(--s0); opacity:.16; } .gap { fill:var(--failed); opacity:.14; }
-.frustum { fill:var(--quiet); fill-opacity:.08; stroke:var(--quiet);
+.frustum { fill:var(--quiet); fill-opacity:.05; stroke:var(--quiet);
   stroke-opacity:.55; stroke-width:.8; stroke-linejoin:round; }
 .bridge { stroke:var(--quiet); stroke-width:1.2; stroke-dasharray:1.5 4; fill:none; }
 .keys { stroke:var(--s0); stroke-width:4.5; stroke-linecap:round; fill:none; }
@@ -568,7 +560,7 @@ svg .start { fill:var(--card); stroke:var(--ok); stroke-width:2.4; } svg .end { 
 .mark.start { border:2.4px solid var(--ok); border-radius:50%; } .mark.end { background:var(--s1); }
 .mark.key { background:var(--s0); border-radius:50%; width:6px; height:6px; vertical-align:1px; }
 .mark.key::before { display:none; }
-.sheet { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(48%,210px),1fr)); gap:8px; }
+.sheet { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(48%,250px),1fr)); gap:8px; }
 .sheet img { display:block; width:100%; height:auto; border-radius:4px; background:var(--rule); }
 .sheet figcaption { font-size:12.5px; color:var(--quiet); margin:2px 0 0; }
 .bars { list-style:none; font-size:14px; }
@@ -603,7 +595,8 @@ footer { margin-top:44px; border-top:1px solid var(--rule); }
   .clips td::before { content:attr(data-of); color:var(--quiet); font-size:13px; }
   .clips td:empty { display:none; } .clips td:first-child { display:block; font-weight:600; }
   .clips td:first-child::before { content:none; }
-  .checks { font-size:13px; } .checks td { padding:5px 8px 5px 0; } .checks .badge { white-space:normal; }
+  .checks { font-size:13px; } .checks td:nth-child(2), .checks td:nth-child(3) { white-space:nowrap; }
+  .checks td { padding:5px 8px 5px 0; } .checks .badge { white-space:normal; }
 }
 @media print { .clip { break-inside:avoid-page; } }
 """
