@@ -161,34 +161,33 @@ def adjust(
             aspect_prior_sigma,
         )
         state = layout.start(problem)
-        cost, raw, front = _cost(layout, priors, config, state)
-        initial_cost, damping, growth, converged, iterations = cost, config.initial_damping, 2.0, False, 0
+        now = _evaluate(layout, priors, config, state)
+        initial_cost, damping, growth, converged, iterations = now.cost, config.initial_damping, 2.0, False, 0
+        nothing = 1e-22 * layout.num_obs
         system = None
-        while iterations < config.max_iterations and layout.num_obs and cost > 1e-22 * layout.num_obs:
+        while iterations < config.max_iterations and now.cost > nothing:
             iterations += 1
-            system = system or _linearise(layout, priors, config, state)
+            system = system or _linearise(layout, priors, config, state, now)
             step = _solve(layout, priors, config, system, damping)
-            gain = -np.inf
             if step is not None:
                 trial = layout.move(state, step)
-                trial_cost, trial_raw, trial_front = _cost(layout, priors, config, trial)
-                lost = front & ~trial_front
+                then = _evaluate(layout, priors, config, trial)
+                lost = now.projection.front & ~then.projection.front
                 if config.cheirality and bool(lost.any()):  # points that would go behind a camera wait a step
                     stay = torch.zeros(layout.num_points, dtype=torch.bool, device=layout.device)
                     stay[layout.point[lost]] = True
                     trial = replace(trial, points=torch.where(stay, state.points, trial.points))
-                    trial_cost, trial_raw, trial_front = _cost(layout, priors, config, trial)
-                gain = (cost - trial_cost) / step.predicted if step.predicted > 0 else -np.inf
-                if trial_cost < cost and gain > 1e-4:
-                    fall = cost - trial_cost
-                    state, cost, raw, front, system = trial, trial_cost, trial_raw, trial_front, None
-                    damping = max(_MIN_DAMPING, damping * max(1 / 3, 1 - (2 * gain - 1) ** 3))
-                    growth = 2.0
-                    if fall <= config.cost_tolerance * cost:
-                        converged = True
+                    then = _evaluate(layout, priors, config, trial)
+                fall = now.cost - then.cost
+                gain = fall / step.predicted if step.predicted > 0 else 0.0
+                if fall > 0 and gain > 1e-4:
+                    converged = fall <= config.cost_tolerance * now.cost
+                    state, now, system = trial, then, None
+                    damping, growth = max(_MIN_DAMPING, damping * max(1 / 3, 1 - (2 * gain - 1) ** 3)), 2.0
+                    if converged:
                         break
                     continue
-                if step.predicted <= 0.1 * config.cost_tolerance * cost:
+                if step.predicted <= 0.1 * config.cost_tolerance * now.cost:
                     converged = True
                     break
             damping, growth = damping * growth, growth * 2
@@ -196,16 +195,16 @@ def adjust(
                 break
         focal_sigma = condition = None
         if covariance:
-            focal_sigma, condition = _focal_sigma(layout, priors, config, state)
+            focal_sigma, condition = _focal_sigma(layout, priors, config, state, now)
         residuals = np.empty((layout.num_obs, 2))
-        residuals[layout.order] = raw.T.cpu().numpy()
+        residuals[layout.order] = now.projection.residual.T.cpu().numpy()
         return Adjusted(
             bundle=layout.finish(problem, state),
             residuals=residuals,
             initial_cost=initial_cost,
-            final_cost=cost,
+            final_cost=now.cost,
             iterations=iterations,
-            converged=converged or cost <= 1e-22 * layout.num_obs,
+            converged=converged or now.cost <= nothing,
             focal_sigma=focal_sigma,
             condition=condition,
         )
@@ -563,19 +562,27 @@ def _robust_slopes(config: BundleConfig, square: Tensor) -> tuple[Tensor, Tensor
     return weight, weight
 
 
-def _cost(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> tuple[float, Tensor, Tensor]:
-    """The cost, the residuals [2, O] in pixels, and which points are in front of their cameras [O]."""
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """A state projected into all its views."""
+
+    cost: float
+    camera: Tensor  # [18, O]
+    projection: _Projection
+    square: Tensor  # [O] weighted squared residual
+
+
+def _evaluate(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> _Evaluation:
     camera = _take(_camera_table(state, layout.group), layout.view)
     projection = _project(camera, _take(state.points, layout.point), layout.xy, config.cheirality)
-    raw = projection.residual
-    square = (raw * raw).sum(0)
+    square = (projection.residual * projection.residual).sum(0)
     if layout.weight is not None:
         square = square * layout.weight**2
     cost = _robust(config.loss, config.loss_px, square)[0].sum()
     if priors.any:
         own, steps = priors.residuals(state.theta)
         cost = cost + (own * own).sum() + (steps * steps).sum()
-    return 0.5 * float(cost), raw, projection.front
+    return _Evaluation(0.5 * float(cost), camera, projection, square)
 
 
 @dataclass(frozen=True, eq=False)
@@ -625,13 +632,11 @@ def _jacobians(camera: Tensor, p: _Projection, scale: Tensor, pose_dof: int, fre
     return jacobian, by_world
 
 
-def _linearise(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> _System:
-    camera = _take(_camera_table(state, layout.group), layout.view)
-    p = _project(camera, _take(state.points, layout.point), layout.xy, config.cheirality)
-    square = (p.residual * p.residual).sum(0)
-    if layout.weight is not None:
-        square = square * layout.weight**2
-    scale = _robust(config.loss, config.loss_px, square)[1].sqrt()
+def _linearise(
+    layout: _Layout, priors: _Priors, config: BundleConfig, state: _State, evaluation: _Evaluation
+) -> _System:
+    camera, p = evaluation.camera, evaluation.projection
+    scale = _robust(config.loss, config.loss_px, evaluation.square)[1].sqrt()
     if layout.weight is not None:
         scale = scale * layout.weight
     jacobian, by_point = _jacobians(camera, p, scale, layout.pose_dof, layout.free)
@@ -692,18 +697,18 @@ def _inverse_factors(hessian: Tensor, damping: float) -> Tensor:
 
 def _lower(m: Tensor, v: Tensor) -> Tensor:
     """M v over the second last dimension: m [6, N], v [..., 3, N]."""
-    out = m[[0, 2, 5]] * v
-    out[..., 1, :] += m[1] * v[..., 0, :]
-    out[..., 2, :] += m[3] * v[..., 0, :] + m[4] * v[..., 1, :]
+    x, y, z = v.unbind(-2)
+    out = torch.empty_like(v)
+    torch.mul(m[0], x, out=out[..., 0, :])
+    torch.mul(m[1], x, out=out[..., 1, :]).addcmul_(m[2], y)
+    torch.mul(m[3], x, out=out[..., 2, :]).addcmul_(m[4], y).addcmul_(m[5], z)
     return out
 
 
 def _lower_transposed(m: Tensor, v: Tensor) -> Tensor:
-    """M^T v over the second last dimension: m [6, N], v [..., 3, N]."""
-    out = m[[0, 2, 5]] * v
-    out[..., 0, :] += m[1] * v[..., 1, :] + m[3] * v[..., 2, :]
-    out[..., 1, :] += m[4] * v[..., 2, :]
-    return out
+    """M^T v: m [6, N], v [3, N]."""
+    x, y, z = v
+    return torch.stack([m[0] * x + m[1] * y + m[3] * z, m[2] * y + m[4] * z, m[5] * z])
 
 
 def _reduced(layout: _Layout, system: _System, white: Tensor) -> Tensor:
@@ -855,7 +860,7 @@ def _block_jacobi(
 
 
 def _focal_sigma(
-    layout: _Layout, priors: _Priors, config: BundleConfig, state: _State
+    layout: _Layout, priors: _Priors, config: BundleConfig, state: _State, evaluation: _Evaluation
 ) -> tuple[NDArray | None, float | None]:
     """Deviation of log f per group, and the largest ratio to its deviation with all else known.
 
@@ -865,13 +870,10 @@ def _focal_sigma(
     focal = layout.theta_index[0]
     if not layout.dense or not layout.num_obs or focal[0] == n:
         return None, None
-    system = _linearise(layout, priors, config, state)
+    system = _linearise(layout, priors, config, state, evaluation)
     m = _inverse_factors(system.point_hessian, 0.0)
     matrix = _reduced(layout, system, _lower(_take(m, layout.point), system.point_jacobian))
-    _, raw, _ = _cost(layout, priors, config, state)
-    square = (raw * raw).sum(0)
-    if layout.weight is not None:
-        square = square * layout.weight**2
+    square = evaluation.square
     weight, slope = _robust_slopes(config, square)
     points = layout.num_points if layout.point_free is None else float(layout.point_free.sum())
     unknowns = n + (2 if layout.directions else 3) * points

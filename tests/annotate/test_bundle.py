@@ -189,7 +189,8 @@ def test_reduced_system_is_the_schur_complement(views, track, zoom, uses):
     layout = bundle._Layout(scene, config, free, frozenset({"k1"}), fixed, None, False, "cpu")
     priors = bundle._Priors(layout, scene, None, None, None, None, None)
     assert (layout.chunks if uses == "chunks" else layout.tiles) not in (None, [])
-    system = bundle._linearise(layout, priors, config, layout.start(scene))
+    start = layout.start(scene)
+    system = bundle._linearise(layout, priors, config, start, bundle._evaluate(layout, priors, config, start))
     m = bundle._inverse_factors(system.point_hessian, 1e-3)
     found = bundle._reduced(layout, system, bundle._lower(m[:, layout.point], system.point_jacobian))
 
