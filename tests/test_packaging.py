@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,12 @@ def test_links_are_relative(folder):
     link = ROOT / "src" / "longtake" / folder
     assert link.is_symlink() and os.readlink(link) == f"../../{folder}"
     assert (ROOT / folder).is_dir()
+
+
+def test_types_are_checked_behind_every_link():
+    """pyright does not follow the links below src by itself: each folder with code is named."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pyright"]["include"]
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} <= {Path(folder).name for folder in settings}
 
 
 def test_no_folder_is_a_regular_package():
