@@ -19,9 +19,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..annotate.quality import Quality, QualityConfig, measure
 from ..annotate.sheet import Sheet, draw_sheet
 from ..annotate.shots import ShotsConfig, find_shots
@@ -84,7 +81,7 @@ def _probe(path: str, stills: bool, config: VideoConfig, *, progress: Progress |
 def _shots(
     info: VideoInfo, stills: bool, config: ShotsConfig, video: VideoConfig, *, progress: Progress | None
 ) -> list[Shot] | Rejected:
-    shots = find_shots(info, config, video, progress, stills=stills)
+    shots = find_shots(info, config, video, stills=stills, progress=progress)
     if shots:
         return shots
     message = f"{info.path}: none of its {info.num_frames} frames belongs to a shot long enough to keep"
@@ -139,20 +136,20 @@ SHEET = Stage(name="sheet", version=1, fn=_sheet)
 VERSIONS = {stage.name: str(stage.version) for stage in (PROBE, SHOTS, TRACK, QUALITY)}
 
 
-def known_camera(intrinsics: tuple[float, ...], info: VideoInfo) -> NDArray[np.float64]:
-    """[4] fx, fy, cx, cy in display pixels; a focal length alone gets the picture's centre.
+def known_camera(intrinsics: tuple[float, ...], info: VideoInfo) -> tuple[float, ...]:
+    """fx, fy, cx, cy in display pixels; a focal length alone gets the picture's centre.
 
     Raises:
         BadMedia: the principal point lies outside the picture.
     """
     if len(intrinsics) == 1:
-        return np.array([intrinsics[0], intrinsics[0], (info.width - 1) / 2, (info.height - 1) / 2])
-    camera = np.array(intrinsics)
-    if not (0 <= camera[2] < info.width and 0 <= camera[3] < info.height):
-        where = f"{camera[2]:g}, {camera[3]:g} lies outside its picture of {info.width}x{info.height}"
+        return (intrinsics[0], intrinsics[0], (info.width - 1) / 2, (info.height - 1) / 2)
+    _, _, cx, cy = intrinsics
+    if not (0 <= cx < info.width and 0 <= cy < info.height):
+        where = f"{cx:g}, {cy:g} lies outside its picture of {info.width}x{info.height}"
         message = f"{info.path}: the given principal point {where}; was it measured at another resolution?"
         raise BadMedia("intrinsics_do_not_fit", message)
-    return camera
+    return intrinsics
 
 
 def read_intrinsics(text: str) -> tuple[float, ...]:
@@ -298,6 +295,7 @@ class _Place:
     position: int = 0  # in the list of shots
     shot: Shot | None = None
     track_key: str = ""
+    reduced: bool = False  # tracked in smaller pictures, since memory ran out
     quality: Quality | None = None
     refused: Rejected | None = None  # the first refusal
     timings_s: dict[str, float] = field(default_factory=dict)
@@ -348,13 +346,18 @@ class _Graph:
         self.ledger.note(place.source, outcome)
         if outcome.status == "stopped":
             return []
-        if outcome.status != "ok":  # a clip is not refused for lack of pictures of it
+        refused = None
+        if outcome.status != "ok":
             refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
-            place.refused = place.refused or (refused if job.stage.name != SHEET.name else None)
             if outcome.status == "failed":  # on record from now on: only --retry-failed tries again
                 self.store.save(job.key, refused, {"stage": job.stage.name, "seconds": outcome.seconds})
         place.timings_s[job.stage.name] = seconds = self.store.about(job.key)["seconds"]
         self.ledger.stage_seconds[job.stage.name] += seconds
+        if job.stage.name == TRACK.name and outcome.reason == "out_of_memory" and not place.reduced:
+            place.reduced = True
+            return [self._track_job(place)]
+        if job.stage.name != SHEET.name:  # a clip is not refused for lack of pictures of it
+            place.refused = place.refused or refused
         match job.stage.name:
             case "probe":
                 return self._after_probe(place, job.key)
@@ -407,7 +410,10 @@ class _Graph:
 
     def _track_job(self, place: _Place) -> Job:
         assert place.info
-        config = (self.config.intrinsics, self.config.track, self.config.video)
+        track = self.config.track
+        if place.reduced:
+            track = replace(track, max_side=track.max_side // 2)
+        config = (self.config.intrinsics, track, self.config.video)
         key = TRACK.key(place.info.sha256, (place.position, *config), (place.shots_key,))
         return self._job(
             TRACK, key, (Ref(key=place.info_key), Ref(key=place.shots_key), place.position, *config), place
@@ -442,6 +448,9 @@ class _Graph:
     def _finish(self, place: _Place) -> None:
         """Hand the clip's row to the ledger."""
         refused = place.refused
+        track: Track | None = None if refused else self.store.load(place.track_key)
+        if track is not None and place.reduced:
+            track = replace(track, flags=(*track.flags, "reduced_for_memory"))
         row = schema.annotate_row(
             path=place.source,
             provenance=schema.Provenance(
@@ -453,7 +462,7 @@ class _Graph:
             ),
             video=place.info,
             shot=place.shot,
-            track=None if refused else self.store.load(place.track_key),
+            track=track,
             rejected=refused,
             quality=place.quality.clip if place.quality else None,
             frames=place.quality.frames if place.quality else None,

@@ -108,7 +108,7 @@ def annotate(
     config
         TOML file with any part of the configuration.
     set
-        One setting, such as annotate.track.seed=1; may be given again.
+        One setting, such as annotate.track.max_side=640; may be given again.
     retry_failed
         Work clips out again that failed before.
     report
