@@ -1,9 +1,10 @@
 """Bundle adjustment: Levenberg-Marquardt on camera poses, scene points and intrinsics, and batched resection.
 
 Points are eliminated by the Schur complement (Triggs et al., "Bundle Adjustment - A Modern Synthesis", 1999, sec. 6);
-the reduced camera system is factored densely while it is small and solved by preconditioned conjugate gradients on the
-implicit Schur complement (Agarwal et al., "Bundle Adjustment in the Large", 2010) beyond. float64 throughout; one code
-for CPU and CUDA. On a CPU the same input gives the same bytes; on CUDA sums are atomic and the last digits may differ.
+the reduced camera system is factored in blocks, only those that fill, or where even they are too many solved by
+preconditioned conjugate gradients on the implicit Schur complement (Agarwal et al., "Bundle Adjustment in the Large",
+2010). Views numbered along a path keep the fill small. float64 throughout; one code for CPU and CUDA. On a CPU the same
+input gives the same bytes; on CUDA sums are atomic and the last digits may differ.
 
 Camera model: with (X, Y, Z) = R p + t, n = (X, Y) / Z and r = |n|, pixel = (fx, fy) n (1 + k1 r^2 + k2 r^4) + (cx, cy).
 A pose moves by x_cam <- exp([w]) x_cam + v, so that w alone turns a camera about its own centre. Intrinsics are the six
@@ -86,7 +87,7 @@ class BundleConfig:
     cheirality: bool = True  # False lets points project from behind a camera, as the BAL benchmark's cost does
     initial_damping: float = 1e-4  # of the diagonal of J^T J
     num_threads: int = 1  # on a CPU; results differ in the last digits between numbers of threads
-    dense_limit: int = 3000  # camera parameters up to which the reduced system is factored rather than iterated on
+    direct_limit: int = 50_000_000  # entries up to which the reduced system is factored rather than iterated on
     cg_iterations: int = 200
     cg_tolerance: float = 1e-3  # of the reduced gradient's norm
 
@@ -234,8 +235,9 @@ class _Chunk:
 
     obs: Tensor  # [O_chunk]
     num_points: int
-    rows: Tensor  # [R] the camera parameters that these observations touch
-    cells: Tensor  # [O_chunk * 3 * L] where a row of Z lies in [P_chunk, 3, R], flat
+    num_rows: int  # R camera parameters that these observations touch
+    places: Tensor  # [O_chunk * 3 * L] where a row of Z lies in [P_chunk, 3, R], flat
+    cells: Tensor  # [R * R] where the product belongs
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +246,7 @@ class _Tiles:
 
     first: Tensor  # [T, K] observations; O is padding
     second: Tensor  # [T, K]
-    cells: Tensor  # [T * L * L] where a tile's product lies in the lower triangle of the reduced matrix, flat
+    cells: Tensor  # [T * L * L] where a tile's product belongs
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +254,89 @@ class _Step:
     camera: Tensor  # [n + 1]
     points: Tensor  # [3, P]
     predicted: float  # decrease of the cost by the quadratic model
+
+
+class _Blocks:
+    """The reduced matrix's lower triangle in square blocks: where they are stored, and how to factor and solve.
+
+    Stored is one flat tensor: the blocks that factoring fills, and a last cell that takes what belongs nowhere.
+    """
+
+    def __init__(self, size: int, width: int, pattern: NDArray, device: torch.device) -> None:
+        """For `size` parameters and a boolean pattern [N, N] of blocks, of which the lower triangle counts."""
+        self.size, self.width, self.count = size, width, len(pattern)
+        filled = np.tril(pattern | pattern.T | np.eye(len(pattern), dtype=bool))
+        for k in range(self.count):
+            below = np.flatnonzero(filled[k + 1 :, k]) + k + 1
+            filled[below[:, None], below] |= np.tril(np.ones((len(below), len(below)), bool))
+        rows, cols = np.nonzero(filled)
+        self.num_blocks = len(rows)
+        self.slot = np.full(pattern.shape, -1)
+        self.slot[rows, cols] = np.arange(len(rows))
+        self.rows, self.cols = torch.tensor(rows, device=device), torch.tensor(cols, device=device)
+        self.diagonal = torch.tensor(self.cells(np.arange(size), np.arange(size)), device=device)
+        padding = np.arange(size, self.count * width)
+        block, within = np.divmod(padding, width)
+        self.padding = torch.tensor(self.slot[block, block] * width**2 + within * (width + 1), device=device)
+        below = [np.flatnonzero(filled[k + 1 :, k]) + k + 1 for k in range(self.count)]
+        self.below = [torch.tensor(b, device=device) for b in below]
+        self.below_slots = [torch.tensor(self.slot[b, k], device=device) for k, b in enumerate(below)]
+        self.targets = [[torch.tensor(self.slot[b[i:], b[i]], device=device) for i in range(len(b))] for b in below]
+
+    @property
+    def num_cells(self) -> int:
+        return self.num_blocks * self.width**2 + 1
+
+    def cells(self, row: NDArray, col: NDArray) -> NDArray:
+        """Flat positions of matrix entries; those above the diagonal, outside or not stored get the last cell."""
+        inside = (row >= col) & (row < self.size)
+        row, col = np.where(inside, row, 0), np.where(inside, col, 0)
+        slot = self.slot[row // self.width, col // self.width]
+        place = slot * self.width**2 + row % self.width * self.width + col % self.width
+        return np.where(inside & (slot >= 0), place, self.num_cells - 1)
+
+    def factor(self, flat: Tensor) -> bool:
+        """Cholesky factor in place; False where the matrix is not positive definite."""
+        flat[self.padding] = 1.0
+        blocks = flat[:-1].view(-1, self.width, self.width)
+        for k in range(self.count):
+            pivot = blocks[int(self.slot[k, k])]
+            lower, failed = torch.linalg.cholesky_ex(pivot)
+            if int(failed):
+                return False
+            pivot.copy_(lower)
+            if len(self.below[k]):
+                column = blocks.index_select(0, self.below_slots[k])
+                column = torch.linalg.solve_triangular(lower.mT, column.flatten(0, 1), upper=True, left=False)
+                column = column.view(-1, self.width, self.width)
+                blocks.index_copy_(0, self.below_slots[k], column)
+                for i, target in enumerate(self.targets[k]):
+                    product = column[i:].flatten(0, 1) @ column[i].T
+                    blocks.view(self.num_blocks, -1).index_add_(0, target, product.view(len(target), -1), alpha=-1)
+        return True
+
+    def forward(self, flat: Tensor, rhs: Tensor) -> Tensor:
+        """L^-1 rhs, for rhs [size, C]; the result is padded, [N, width, C]."""
+        blocks = flat[:-1].view(-1, self.width, self.width)
+        x = rhs.new_zeros(self.count * self.width, rhs.shape[1])
+        x[: self.size] = rhs
+        x = x.view(self.count, self.width, -1)
+        for k in range(self.count):
+            x[k] = torch.linalg.solve_triangular(blocks[int(self.slot[k, k])], x[k], upper=False)
+            if len(self.below[k]):
+                x.index_add_(0, self.below[k], blocks.index_select(0, self.below_slots[k]) @ x[k], alpha=-1)
+        return x
+
+    def solve(self, flat: Tensor, rhs: Tensor) -> Tensor:
+        """A^-1 rhs of the factored matrix, for rhs [size]."""
+        blocks = flat[:-1].view(-1, self.width, self.width)
+        x = self.forward(flat, rhs[:, None])
+        for k in range(self.count - 1, -1, -1):
+            if len(self.below[k]):
+                column = blocks.index_select(0, self.below_slots[k])
+                x[k] -= (column.mT @ x.index_select(0, self.below[k])).sum(0)
+            x[k] = torch.linalg.solve_triangular(blocks[int(self.slot[k, k])].mT, x[k], upper=True)
+        return x.view(-1)[: self.size]
 
 
 class _Layout:
@@ -276,22 +361,29 @@ class _Layout:
         self.num_local = self.pose_dof + len(self.free)
         self.directions = fixed_translation and not np.any(problem.cam_from_world[:, :3, 3])
 
-        # numbers of the camera parameters; what is fixed gets the last one, which is thrown away
-        moving = np.ones(num_views, bool) if fixed_views is None else ~np.asarray(fixed_views, bool)
-        pose_index = np.full((num_views, self.pose_dof), -1)
-        count = int(moving.sum()) * self.pose_dof
-        pose_index[moving] = np.arange(count).reshape(-1, self.pose_dof)
-        theta_index = np.full((6, self.num_groups), -1)
-        for i in self.free:
-            size = 1 if INTRINSICS[i] in tied else self.num_groups
-            theta_index[i] = count + np.arange(size)
-            count += size
-        self.num_parameters = n = count
+        # Camera parameters are numbered view by view, a group's after its last view and tied ones at the end, so that
+        # the reduced matrix fills little. What is fixed gets the last number, which is thrown away.
         group = np.asarray(problem.view_group, np.int64)
-        local = np.concatenate([pose_index, theta_index[self.free][:, group].T], 1)  # [V, L]
-        local = np.where(local < 0, n, local)
-        self.theta_index = np.where(theta_index < 0, n, theta_index)
-        self.dense = n <= config.dense_limit
+        moving = np.ones(num_views, bool) if fixed_views is None else ~np.asarray(fixed_views, bool)
+        after = np.zeros(self.num_groups)
+        np.maximum.at(after, group, np.arange(num_views) + 0.5)
+        pose_key = np.where(moving, np.arange(num_views), np.nan)[:, None].repeat(self.pose_dof, 1)
+        theta_key = np.full((6, self.num_groups), np.nan)
+        for i in self.free:
+            theta_key[i] = after
+            if INTRINSICS[i] in tied:
+                theta_key[i] = np.nan
+                theta_key[i, 0] = num_views
+        key = np.concatenate([pose_key.ravel(), theta_key.ravel()])
+        self.num_parameters = n = int(np.isfinite(key).sum())
+        number = np.full(len(key), n)
+        number[np.argsort(key, kind="stable")[:n]] = np.arange(n)
+        self.theta_index = number[pose_key.size :].reshape(6, self.num_groups)
+        for i in self.free:
+            if INTRINSICS[i] in tied:
+                self.theta_index[i] = self.theta_index[i, 0]
+        pose_index = number[: pose_key.size].reshape(num_views, self.pose_dof)
+        local = np.concatenate([pose_index, self.theta_index[self.free][:, group].T], 1)  # [V, L]
 
         obs_view = np.asarray(problem.obs_view, np.int64)
         self.used, obs_point = np.unique(np.asarray(problem.obs_point, np.int64), return_inverse=True)
@@ -306,17 +398,17 @@ class _Layout:
         self.group = self.to_device(group)
         self.local = self.to_device(local)
         self.theta_parameter = self.to_device(self.theta_index)
-        self.block_cells = self.to_device((local[:, :, None] * (n + 1) + local[:, None, :]).ravel())
         self.view_bounds = np.searchsorted(obs_view, np.arange(num_views + 1)).tolist()
         self.point_free = None
         if fixed_points is not None:
             self.point_free = self.to_device(~np.asarray(fixed_points, bool)[self.used]).double()
         self.chunks: list[_Chunk] = []
         self.tiles: _Tiles | None = None
-        if self.dense and self.num_obs:
-            self._plan(obs_view, obs_point, local)
+        self.blocks: _Blocks | None = None
+        if config.direct_limit and self.num_obs and n:
+            self._plan(obs_view, obs_point, local, config.direct_limit)
 
-    def _plan(self, obs_view: NDArray, obs_point: NDArray, local: NDArray) -> None:
+    def _plan(self, obs_view: NDArray, obs_point: NDArray, local: NDArray, direct_limit: int) -> None:
         """Choose, for points taken together by the span and start of their tracks, dense products or tiles.
 
         Dense products waste work on parameters that a point does not touch, but run at the speed of large matrix
@@ -337,6 +429,9 @@ class _Layout:
         pairs = np.bincount(rank // size, length * (length - 1) / 2)
         pair_seconds = (4 * num_local + 0.5 * num_local**2) * 1e-9
         tiled = np.ones(len(pairs), bool)
+        width = n + 1 if n < 512 else 128
+        pattern = np.zeros((n // width + 1, n // width + 1), bool)
+        dense = []
         for i in range(len(pairs)):
             num_points = min(size, self.num_points - i * size)
             obs = by_chunk[bounds[i] : bounds[i + 1]]
@@ -349,10 +444,10 @@ class _Layout:
             place_of_view = np.empty(local.shape, np.int64)
             place_of_view[seen] = place.reshape(len(seen), num_local)
             row = rank[obs_point[obs]] - i * size
-            cells = (row[:, None] * 3 + np.arange(3))[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
-            self.chunks.append(
-                _Chunk(self.to_device(obs), num_points, self.to_device(rows), self.to_device(cells.ravel()))
-            )
+            places = (row[:, None] * 3 + np.arange(3))[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
+            dense.append((obs, num_points, rows, places))
+            touched_blocks = np.unique(rows // width)
+            pattern[touched_blocks[:, None], touched_blocks] = True
 
         later = np.where(tiled[obs_chunk[by_point]], np.repeat(starts[1:], length) - np.arange(self.num_obs) - 1, 0)
         left = np.repeat(np.arange(self.num_obs), later)
@@ -361,19 +456,37 @@ class _Layout:
         key = obs_view[left] * len(local) + obs_view[right]
         order = np.argsort(key, kind="stable")
         blocks, counts = np.unique(key[order], return_counts=True)
-        if not len(blocks):
-            return
-        width = 16
-        tiles = -(-counts // width)
-        tile_start = np.cumsum(tiles) - tiles
-        place = np.arange(len(order)) + np.repeat(tile_start * width - (np.cumsum(counts) - counts), counts)
-        sides = np.full((2, int(tiles.sum()) * width), self.num_obs)
-        sides[0, place], sides[1, place] = left[order], right[order]
         i, j = local[blocks // len(local)], local[blocks % len(local)]  # [blocks, L]
-        low, high = np.minimum(i[:, :, None], j[:, None]), np.maximum(i[:, :, None], j[:, None])
-        cells = np.repeat(high * (n + 1) + low, tiles, 0)
-        first, second = self.to_device(sides)
-        self.tiles = _Tiles(first.view(-1, width), second.view(-1, width), self.to_device(cells.ravel()))
+        for a, b in ((i, j), (local, local), (self.theta_index[:1, 1:].T, self.theta_index[:1, :-1].T)):
+            pattern[a[:, :, None] // width, b[:, None] // width] = True
+        self.blocks = _Blocks(n, width, pattern, self.device)
+        if self.blocks.num_cells > direct_limit:
+            self.blocks = None
+            return
+
+        cells = self.blocks.cells
+        self.view_cells = self.to_device(cells(local[:, :, None], local[:, None, :]).ravel())
+        for obs, num_points, rows, places in dense:
+            self.chunks.append(
+                _Chunk(
+                    self.to_device(obs),
+                    num_points,
+                    len(rows),
+                    self.to_device(places.ravel()),
+                    self.to_device(cells(rows[:, None], rows).ravel()),
+                )
+            )
+        if len(blocks):
+            tile = 16
+            tiles = -(-counts // tile)
+            tile_start = np.cumsum(tiles) - tiles
+            place = np.arange(len(order)) + np.repeat(tile_start * tile - (np.cumsum(counts) - counts), counts)
+            sides = np.full((2, int(tiles.sum()) * tile), self.num_obs)
+            sides[0, place], sides[1, place] = left[order], right[order]
+            low, high = np.minimum(i[:, :, None], j[:, None]), np.maximum(i[:, :, None], j[:, None])
+            tile_cells = np.repeat(cells(high, low), tiles, 0)
+            first, second = self.to_device(sides)
+            self.tiles = _Tiles(first.view(-1, tile), second.view(-1, tile), self.to_device(tile_cells.ravel()))
 
     def to_device(self, array: NDArray) -> Tensor:
         return torch.tensor(np.ascontiguousarray(array), device=self.device)
@@ -476,13 +589,12 @@ class _Priors:
         out[0, :-1] -= steps * self.step_weight
         return out.new_zeros(len(self.diagonal)).index_add_(0, self.index.ravel(), out.ravel())
 
-    def add_to(self, matrix: Tensor) -> None:
-        """Add the Hessian to a dense [n + 1, n + 1] matrix."""
-        matrix.diagonal().add_(self.diagonal)
-        i, j = self.pairs
-        square = -(self.step_weight**2)
-        matrix.index_put_((i, j), square, accumulate=True)
-        matrix.index_put_((j, i), square, accumulate=True)
+    def add_to(self, flat: Tensor, blocks: _Blocks) -> None:
+        """Add the Hessian to a reduced matrix."""
+        flat.index_add_(0, blocks.diagonal, self.diagonal[:-1])
+        i, j = (index.cpu().numpy() for index in self.pairs)
+        cells = torch.tensor(blocks.cells(np.maximum(i, j), np.minimum(i, j)), device=flat.device)
+        flat.index_add_(0, cells, -(self.step_weight**2))
 
     def times(self, x: Tensor) -> Tensor:
         """The Hessian times x [n + 1]."""
@@ -712,23 +824,17 @@ def _lower_transposed(m: Tensor, v: Tensor) -> Tensor:
 
 
 def _reduced(layout: _Layout, system: _System, white: Tensor) -> Tensor:
-    """The dense Schur complement [n + 1, n + 1] without damping or priors; only its lower triangle is meant."""
-    size, num_local, num_obs = layout.num_parameters + 1, layout.num_local, layout.num_obs
+    """The Schur complement without damping or priors, as `_Blocks` stores it."""
+    num_local, num_obs = layout.num_local, layout.num_obs
     j = system.camera_jacobian
     z = j.new_empty(num_obs + 1, 3, num_local)  # J_camera^T white, per observation; the last is the tiles' padding
     z[num_obs] = 0
     by_row = z[:num_obs].permute(1, 2, 0)
     torch.mul(j[0][None], white[0][:, None], out=by_row).addcmul_(j[1][None], white[1][:, None])
     z = z.view(num_obs + 1, -1)
-    matrix = j.new_zeros(size, size)
-    flat = matrix.view(-1)
-    blocks = system.blocks
-    dense_parts = []
-    for chunk in layout.chunks:
-        e = z.new_zeros(chunk.num_points * 3, len(chunk.rows))
-        e.view(-1).index_add_(0, chunk.cells, z.index_select(0, chunk.obs).view(-1))
-        dense_parts.append(e.T @ e)
-        z.index_fill_(0, chunk.obs, 0.0)
+    blocks = layout.blocks
+    assert blocks is not None
+    flat = j.new_zeros(blocks.num_cells)
     if layout.tiles is not None:
         tiles, step, square = layout.tiles, 256, num_local * num_local  # 256 tiles stay in cache
         for i in range(0, len(tiles.first), step):
@@ -738,15 +844,19 @@ def _reduced(layout: _Layout, system: _System, white: Tensor) -> Tensor:
             ]
             product = sides[0].mT @ sides[1]
             flat.index_add_(0, tiles.cells[i * square : (i + step) * square], product.view(-1), alpha=-1)
-        matrix.diagonal().mul_(2)  # a pair stands for both its orders, which fall in two triangles or on the diagonal
-        blocks = blocks.clone()
-        for block, begin, end in zip(blocks, layout.view_bounds[:-1], layout.view_bounds[1:], strict=True):
-            own = z[begin:end].view(-1, num_local)
-            block.addmm_(own.T, own, alpha=-1)
-    for chunk, part in zip(layout.chunks, dense_parts, strict=True):
-        matrix[chunk.rows[:, None], chunk.rows] -= part
-    flat.index_add_(0, layout.block_cells, blocks.reshape(-1))
-    return matrix
+        flat[blocks.diagonal] *= 2  # a pair stands for both its orders, which fall in two triangles or on the diagonal
+    for chunk in layout.chunks:
+        e = z.new_zeros(chunk.num_points * 3, chunk.num_rows)
+        e.view(-1).index_add_(0, chunk.places, z.index_select(0, chunk.obs).view(-1))
+        flat.index_add_(0, chunk.cells, (e.T @ e).view(-1), alpha=-1)
+        z.index_fill_(0, chunk.obs, 0.0)
+    own = system.blocks
+    if layout.tiles is not None:  # an observation with itself
+        own = own.clone()
+        for block, begin, end in zip(own, layout.view_bounds[:-1], layout.view_bounds[1:], strict=True):
+            rows = z[begin:end].view(-1, num_local)
+            block.addmm_(rows.T, rows, alpha=-1)
+    return flat.index_add_(0, layout.view_cells, own.reshape(-1))
 
 
 def _solve(layout: _Layout, priors: _Priors, config: BundleConfig, system: _System, damping: float) -> _Step | None:
@@ -760,16 +870,15 @@ def _solve(layout: _Layout, priors: _Priors, config: BundleConfig, system: _Syst
     back = (white * _take(q, layout.point)).sum(1)
     rhs = _to_cameras(layout, (system.camera_jacobian * back[:, None]).sum(0)) - system.camera_gradient
     leftover = 0.0
-    if layout.dense:
+    if layout.blocks is not None:
         matrix = _reduced(layout, system, white)
         if priors.any:
-            priors.add_to(matrix)
-        matrix.diagonal().add_(d)
-        factor, failed = torch.linalg.cholesky_ex(matrix[:n, :n])
-        if int(failed):
+            priors.add_to(matrix, layout.blocks)
+        matrix.index_add_(0, layout.blocks.diagonal, d[:n])
+        if not layout.blocks.factor(matrix):
             return None
         delta = torch.zeros_like(rhs)
-        delta[:n] = torch.cholesky_solve(rhs[:n, None], factor)[:, 0]
+        delta[:n] = layout.blocks.solve(matrix, rhs[:n])
     else:
         delta, leftover = _conjugate_gradients(layout, priors, config, system, white, d, rhs)
     moved = (system.camera_jacobian * _take(delta[layout.local].T, layout.view)).sum(1)  # [2, O]
@@ -868,7 +977,8 @@ def _focal_sigma(
     """
     n = layout.num_parameters
     focal = layout.theta_index[0]
-    if not layout.dense or not layout.num_obs or focal[0] == n:
+    blocks = layout.blocks
+    if blocks is None or focal[0] == n:
         return None, None
     system = _linearise(layout, priors, config, state, evaluation)
     m = _inverse_factors(system.point_hessian, 0.0)
@@ -882,23 +992,24 @@ def _focal_sigma(
     matrix /= max(noise, 1e-30)
     known = (system.camera_diagonal - priors.diagonal) / max(noise, 1e-30) + priors.diagonal
     if priors.any:
-        priors.add_to(matrix)
-    matrix = matrix[:n, :n]
-    scale = matrix.diagonal().clamp(min=1e-300).rsqrt()
-    matrix = matrix * scale * scale[:, None]
+        priors.add_to(matrix, blocks)
+    scale = matrix.new_ones(blocks.count * blocks.width)
+    scale[:n] = matrix[blocks.diagonal].clamp(min=1e-300).rsqrt()
+    by_block = scale.view(blocks.count, blocks.width)
+    scaled = matrix[:-1].view(-1, blocks.width, blocks.width)
+    scaled *= by_block[blocks.rows][:, :, None] * by_block[blocks.cols][:, None]
     damping = 1e-14
     while True:  # the free gauge makes the matrix singular; f does not depend on it
-        factor, failed = torch.linalg.cholesky_ex(
-            matrix + damping * torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-        )
-        if not int(failed):
+        factored = matrix.clone()
+        factored[blocks.diagonal] += damping
+        if blocks.factor(factored):
             break
         damping *= 10
     columns = np.unique(focal)
     unit = matrix.new_zeros(n, len(columns))
     unit[layout.to_device(columns), torch.arange(len(columns), device=unit.device)] = 1
-    half = torch.linalg.solve_triangular(factor, unit, upper=False)
-    sigma = (half * half).sum(0).sqrt() * scale[layout.to_device(columns)]
+    half = blocks.forward(factored, unit)
+    sigma = (half * half).sum((0, 1)).sqrt() * scale[layout.to_device(columns)]
     condition = float((sigma * known[layout.to_device(columns)].sqrt()).max())
     return sigma.cpu().numpy()[np.searchsorted(columns, focal)], condition
 
