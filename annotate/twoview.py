@@ -1,0 +1,73 @@
+"""Two views at a time: verification of matches, starting pairs and votes for the focal length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import poselib
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """Two views, what they share, and how far a single homography is from explaining it."""
+
+    a: int
+    b: int
+    num_shared: int
+    num_epipolar: int  # inliers of the fundamental matrix
+    parallax_px: float  # median distance of these from the best homography
+    off_plane: float  # share of these farther than twice the limit from the best homography
+    fundamental: NDArray[np.float64]  # [3, 3], x_b^T F x_a = 0, pixels from the image centre
+    inlier: NDArray[np.bool_]  # [num_shared] of the fundamental matrix
+
+
+def relate(a: int, b: int, xy_a: NDArray, xy_b: NDArray, *, limit_px: float) -> Pair | None:
+    """Fundamental matrix and homography (RANSAC) of matched points [n, 2] measured from the image centre; None where
+    fewer than 15 agree with an epipolar geometry."""
+    if len(xy_a) < 15:
+        return None
+    options = {"max_epipolar_error": limit_px, "seed": 0, "max_iterations": 2000}
+    fundamental, info = poselib.estimate_fundamental(xy_a, xy_b, options, {})
+    inlier = np.array(info["inliers"], bool)
+    if inlier.sum() < 15:
+        return None
+    options = {"max_reproj_error": 2 * limit_px, "seed": 0, "max_iterations": 500}
+    homography, _ = poselib.estimate_homography(xy_a[inlier], xy_b[inlier], options, {})
+    moved = np.concatenate([xy_a[inlier], np.ones((inlier.sum(), 1))], 1) @ homography.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.linalg.norm(moved[:, :2] / moved[:, 2:] - xy_b[inlier], axis=1)
+    return Pair(
+        a=a,
+        b=b,
+        num_shared=len(xy_a),
+        num_epipolar=int(inlier.sum()),
+        parallax_px=float(np.median(np.nan_to_num(distance, nan=1e3, posinf=1e3))),
+        off_plane=float(1 - (distance < 2 * limit_px).mean()),
+        fundamental=fundamental,
+        inlier=inlier,
+    )
+
+
+def focal_votes(pairs: list[Pair], size: float, *, count: int = 3) -> list[float]:
+    """Focal lengths that make the fundamental matrices essential, best first (at most `count`).
+
+    K^T F K of the right focal has two equal singular values; every pair votes on a grid of 0.35 .. 3.5 image sizes
+    with a bounded loss of their relative difference, weighed by its inliers and its parallax (a pair that a homography
+    explains says nothing). Source: Sturm 2001; Sweeney et al., ICCV 2015, "Optimizing the viewing graph".
+    """
+    grid = size * np.geomspace(0.35, 3.5, 93)
+    total = np.zeros(len(grid))
+    for pair in pairs:
+        k = np.zeros((len(grid), 3, 3))
+        k[:, 0, 0] = k[:, 1, 1] = grid
+        k[:, 2, 2] = 1
+        s = np.linalg.svd(k @ pair.fundamental @ k, compute_uv=False)
+        error = (s[:, 0] - s[:, 1]) / (s[:, 0] + s[:, 1])
+        weight = np.sqrt(pair.num_epipolar) * min(pair.parallax_px / 4, 1.0)
+        total += weight * np.exp(-((error / 0.02) ** 2))
+    inner = (total[1:-1] >= total[:-2]) & (total[1:-1] >= total[2:])
+    peaks = np.flatnonzero(inner) + 1
+    peaks = peaks[np.argsort(-total[peaks], kind="stable")]
+    return [float(grid[p]) for p in peaks[:count] if total[p] > 0.3 * total[peaks[0]]]
