@@ -30,6 +30,7 @@ INTRINSICS = ("f", "aspect", "cx", "cy", "k1", "k2")
 Loss = Literal["none", "huber", "cauchy"]
 
 _MIN_COSINE = 1e-3  # a point less than this (cosine to the optical axis) in front of a camera counts as behind it
+_MAX_PAIRS = 10_000_000  # of observations that make tiles; beyond, the reduced system is not formed
 _MIN_DAMPING, _MAX_DAMPING = 1e-10, 1e16
 _SYM = ((0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2))  # the upper triangle of a symmetric 3 x 3 matrix
 
@@ -422,66 +423,85 @@ class _Layout:
         span_class = np.ceil(np.log2(last - first + 1.0))
         rank = np.empty(self.num_points, np.int64)
         rank[np.lexsort((last, first, span_class))] = np.arange(self.num_points)
-        size = 64 if len(local) > 16 else 512
-        obs_chunk = rank[obs_point] // size
-        by_chunk = np.argsort(obs_chunk, kind="stable")
-        bounds = np.searchsorted(obs_chunk[by_chunk], np.arange(self.num_points // size + 2))
+        obs_rank = rank[obs_point]
+        size = 32
         pairs = np.bincount(rank // size, length * (length - 1) / 2)
+        seen = np.zeros((len(pairs), len(local)), bool)
+        seen[obs_rank // size, obs_view] = True
+
+        def dense_seconds(num_views: int, num_points: int) -> float:
+            touched = num_views * num_local
+            return touched**2 * (6 * num_points / 4e10 + 5e-9) + 5e-5
+
+        # neighbouring chunks become one where that is cheaper
+        chunks: list[tuple[int, int, NDArray, float]] = []  # first and last chunk but one, views, seconds
+        for i in range(len(pairs)):
+            begin, views, seconds = i, seen[i], dense_seconds(int(seen[i].sum()), size)
+            if chunks and (i + 1 - chunks[-1][0]) * size <= 1024:
+                both = chunks[-1][2] | views
+                merged = dense_seconds(int(both.sum()), (i + 1 - chunks[-1][0]) * size)
+                if merged <= chunks[-1][3] + seconds:
+                    begin, views, seconds = chunks.pop()[0], both, merged
+            chunks.append((begin, i + 1, views, seconds))
+
         pair_seconds = (4 * num_local + 0.5 * num_local**2) * 1e-9
         tiled = np.ones(len(pairs), bool)
+        by_rank = np.argsort(obs_rank, kind="stable")
         width = n + 1 if n < 512 else 128
         pattern = np.zeros((n // width + 1, n // width + 1), bool)
         dense = []
-        for i in range(len(pairs)):
-            num_points = min(size, self.num_points - i * size)
-            obs = by_chunk[bounds[i] : bounds[i + 1]]
-            seen = np.unique(obs_view[obs])
-            touched = len(seen) * num_local
-            if pairs[i] * pair_seconds < touched**2 * (6 * num_points / 4e10 + 5e-9) + 5e-5:
+        for begin, end, views, seconds in chunks:
+            if pairs[begin:end].sum() * pair_seconds < seconds:
                 continue
-            tiled[i] = False
-            rows, place = np.unique(local[seen], return_inverse=True)
+            tiled[begin:end] = False
+            first_point, end_point = begin * size, min(end * size, self.num_points)
+            obs = by_rank[slice(*np.searchsorted(obs_rank[by_rank], [first_point, end_point]))]
+            rows, place = np.unique(local[views], return_inverse=True)
             place_of_view = np.empty(local.shape, np.int64)
-            place_of_view[seen] = place.reshape(len(seen), num_local)
-            row = rank[obs_point[obs]] - i * size
-            places = (row[:, None] * 3 + np.arange(3))[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
-            dense.append((obs, num_points, rows, places))
+            place_of_view[views] = place.reshape(-1, num_local)
+            point_row = (obs_rank[obs] - first_point)[:, None] * 3 + np.arange(3)
+            places = point_row[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
+            dense.append((obs, end_point - first_point, rows, places.astype(np.int32)))
             touched_blocks = np.unique(rows // width)
             pattern[touched_blocks[:, None], touched_blocks] = True
 
-        later = np.where(tiled[obs_chunk[by_point]], np.repeat(starts[1:], length) - np.arange(self.num_obs) - 1, 0)
+        if pairs[tiled].sum() > _MAX_PAIRS:
+            return
+        later = np.where(
+            tiled[obs_rank[by_point] // size], np.repeat(starts[1:], length) - np.arange(self.num_obs) - 1, 0
+        )
         left = np.repeat(np.arange(self.num_obs), later)
         right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(later) - later, later)
         left, right = by_point[left], by_point[right]
         key = obs_view[left] * len(local) + obs_view[right]
         order = np.argsort(key, kind="stable")
-        blocks, counts = np.unique(key[order], return_counts=True)
-        i, j = local[blocks // len(local)], local[blocks % len(local)]  # [blocks, L]
+        view_pairs, counts = np.unique(key[order], return_counts=True)
+        i, j = local[view_pairs // len(local)], local[view_pairs % len(local)]  # [pairs of views, L]
         for a, b in ((i, j), (local, local), (self.theta_index[:1, 1:].T, self.theta_index[:1, :-1].T)):
             pattern[a[:, :, None] // width, b[:, None] // width] = True
-        self.blocks = _Blocks(n, width, pattern, self.device)
-        if self.blocks.num_cells > direct_limit:
-            self.blocks = None
+        blocks = _Blocks(n, width, pattern, self.device)
+        if blocks.num_cells > direct_limit:
             return
+        self.blocks = blocks
 
-        cells = self.blocks.cells
+        def cells(row: NDArray, col: NDArray) -> NDArray:
+            return blocks.cells(row, col).astype(np.int32)
+
         self.view_cells = self.to_device(cells(local[:, :, None], local[:, None, :]).ravel())
+        known: dict[bytes, Tensor] = {}  # chunks of long tracks tend to touch the same rows
         for obs, num_points, rows, places in dense:
+            name = rows.tobytes()
+            if name not in known:
+                known[name] = self.to_device(cells(rows[:, None], rows).ravel())
             self.chunks.append(
-                _Chunk(
-                    self.to_device(obs),
-                    num_points,
-                    len(rows),
-                    self.to_device(places.ravel()),
-                    self.to_device(cells(rows[:, None], rows).ravel()),
-                )
+                _Chunk(self.to_device(obs), num_points, len(rows), self.to_device(places.ravel()), known[name])
             )
-        if len(blocks):
+        if len(view_pairs):
             tile = 16
             tiles = -(-counts // tile)
             tile_start = np.cumsum(tiles) - tiles
             place = np.arange(len(order)) + np.repeat(tile_start * tile - (np.cumsum(counts) - counts), counts)
-            sides = np.full((2, int(tiles.sum()) * tile), self.num_obs)
+            sides = np.full((2, int(tiles.sum()) * tile), self.num_obs, np.int32)
             sides[0, place], sides[1, place] = left[order], right[order]
             low, high = np.minimum(i[:, :, None], j[:, None]), np.maximum(i[:, :, None], j[:, None])
             tile_cells = np.repeat(cells(high, low), tiles, 0)
@@ -1162,6 +1182,7 @@ def _batch_resect(
         predicted = 0.5 * ((d * delta * delta).sum(1) - (gradient * delta).sum(1))
         gain = (cost - trial_cost) / predicted.clamp(min=1e-300)
         accept = (trial_cost < cost) & (gain > 1e-4) & ~done
+        settled = bool((accept | done).all())  # the trial is the state: a view that is done does not move
         small = torch.where(accept, cost - trial_cost, predicted * 10) <= config.cost_tolerance * cost
         damping = torch.where(
             accept, damping * (1 - (2 * gain.clamp(0, 2) - 1) ** 3).clamp(min=1 / 3), damping * growth
@@ -1172,8 +1193,11 @@ def _batch_resect(
         translation = torch.where(accept[:, None], trial_t, translation)
         log_f = torch.where(accept, trial_f, log_f)
         cost = torch.where(accept, trial_cost, cost)
-        camera = spread(table(rotation, translation, log_f), counts)
-        p = _project(camera, xyz, xy, config.cheirality)
+        if settled:
+            camera, p = trial_camera, trial_p
+        else:
+            camera = spread(table(rotation, translation, log_f), counts)
+            p = _project(camera, xyz, xy, config.cheirality)
         hessian, gradient = normal_equations(camera, p, log_f)
 
     square = (p.residual * p.residual).sum(0)
