@@ -222,7 +222,7 @@ class _Worker:
     def __init__(self, root: Path, jobs: int, log: Path | None) -> None:
         ours, theirs = socket.socketpair()
         threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-        environment = {**{name: threads for name in THREAD_VARIABLES}, **os.environ}
+        environment = {**dict.fromkeys(THREAD_VARIABLES, threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         output = open(log, "ab") if log else None
         try:
             self.process = subprocess.Popen(
