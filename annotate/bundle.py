@@ -87,7 +87,9 @@ class BundleConfig:
     cost_tolerance: float = 1e-6  # stop where an accepted step lowers the cost by less than this share
     cheirality: bool = True  # False lets points project from behind a camera, as the BAL benchmark's cost does
     initial_damping: float = 1e-4  # of the diagonal of J^T J
-    num_threads: int = 1  # on a CPU; results differ in the last digits between numbers of threads
+    num_threads: int = (
+        1  # on a CPU. More change the last digits, and want OMP_WAIT_POLICY=PASSIVE where cores are shared
+    )
     direct_limit: int = 50_000_000  # entries up to which the reduced system is factored rather than iterated on
     cg_iterations: int = 200
     cg_tolerance: float = 1e-3  # of the reduced gradient's norm
@@ -407,22 +409,29 @@ class _Layout:
         self.tiles: _Tiles | None = None
         self.blocks: _Blocks | None = None
         if config.direct_limit and self.num_obs and n:
-            self._plan(obs_view, obs_point, local, config.direct_limit)
+            matters = (local < n).any(1)[obs_view]
+            if fixed_points is not None:
+                matters &= ~np.asarray(fixed_points, bool)[self.used[obs_point]]
+            self._plan(np.flatnonzero(matters), obs_view, obs_point, local, config.direct_limit)
 
-    def _plan(self, obs_view: NDArray, obs_point: NDArray, local: NDArray, direct_limit: int) -> None:
+    def _plan(self, obs_ids: NDArray, obs_view: NDArray, obs_point: NDArray, local: NDArray, direct_limit: int) -> None:
         """Choose, for points taken together by the span and start of their tracks, dense products or tiles.
+
+        Only the observations `obs_ids` tie free points to free camera parameters.
 
         Dense products waste work on parameters that a point does not touch, but run at the speed of large matrix
         products; the constants are seconds on one core with AVX-512 and only steer the choice.
         """
-        num_local, n = self.num_local, self.num_parameters
+        num_local, n, num_obs = self.num_local, self.num_parameters, len(obs_ids)
+        points, obs_point = np.unique(obs_point[obs_ids], return_inverse=True)
+        obs_view, num_points = obs_view[obs_ids], len(points)
         by_point = np.argsort(obs_point, kind="stable")  # and by view within a point
-        starts = np.searchsorted(obs_point[by_point], np.arange(self.num_points + 1))
+        starts = np.searchsorted(obs_point[by_point], np.arange(num_points + 1))
         length = np.diff(starts)
         first, last = obs_view[by_point[starts[:-1]]], obs_view[by_point[starts[1:] - 1]]
         span_class = np.ceil(np.log2(last - first + 1.0))
-        rank = np.empty(self.num_points, np.int64)
-        rank[np.lexsort((last, first, span_class))] = np.arange(self.num_points)
+        rank = np.empty(num_points, np.int64)
+        rank[np.lexsort((last, first, span_class))] = np.arange(num_points)
         obs_rank = rank[obs_point]
         size = 32
         pairs = np.bincount(rank // size, length * (length - 1) / 2)
@@ -454,23 +463,21 @@ class _Layout:
             if pairs[begin:end].sum() * pair_seconds < seconds:
                 continue
             tiled[begin:end] = False
-            first_point, end_point = begin * size, min(end * size, self.num_points)
+            first_point, end_point = begin * size, min(end * size, num_points)
             obs = by_rank[slice(*np.searchsorted(obs_rank[by_rank], [first_point, end_point]))]
             rows, place = np.unique(local[views], return_inverse=True)
             place_of_view = np.empty(local.shape, np.int64)
             place_of_view[views] = place.reshape(-1, num_local)
             point_row = (obs_rank[obs] - first_point)[:, None] * 3 + np.arange(3)
             places = point_row[:, :, None] * len(rows) + place_of_view[obs_view[obs]][:, None]
-            dense.append((obs, end_point - first_point, rows, places.astype(np.int32)))
+            dense.append((obs_ids[obs], end_point - first_point, rows, places.astype(np.int32)))
             touched_blocks = np.unique(rows // width)
             pattern[touched_blocks[:, None], touched_blocks] = True
 
         if pairs[tiled].sum() > _MAX_PAIRS:
             return
-        later = np.where(
-            tiled[obs_rank[by_point] // size], np.repeat(starts[1:], length) - np.arange(self.num_obs) - 1, 0
-        )
-        left = np.repeat(np.arange(self.num_obs), later)
+        later = np.where(tiled[obs_rank[by_point] // size], np.repeat(starts[1:], length) - np.arange(num_obs) - 1, 0)
+        left = np.repeat(np.arange(num_obs), later)
         right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(later) - later, later)
         left, right = by_point[left], by_point[right]
         key = obs_view[left] * len(local) + obs_view[right]
@@ -489,12 +496,12 @@ class _Layout:
 
         self.view_cells = self.to_device(cells(local[:, :, None], local[:, None, :]).ravel())
         known: dict[bytes, Tensor] = {}  # chunks of long tracks tend to touch the same rows
-        for obs, num_points, rows, places in dense:
+        for obs, chunk_points, rows, places in dense:
             name = rows.tobytes()
             if name not in known:
                 known[name] = self.to_device(cells(rows[:, None], rows).ravel())
             self.chunks.append(
-                _Chunk(self.to_device(obs), num_points, len(rows), self.to_device(places.ravel()), known[name])
+                _Chunk(self.to_device(obs), chunk_points, len(rows), self.to_device(places.ravel()), known[name])
             )
         if len(view_pairs):
             tile = 16
@@ -502,7 +509,7 @@ class _Layout:
             tile_start = np.cumsum(tiles) - tiles
             place = np.arange(len(order)) + np.repeat(tile_start * tile - (np.cumsum(counts) - counts), counts)
             sides = np.full((2, int(tiles.sum()) * tile), self.num_obs, np.int32)
-            sides[0, place], sides[1, place] = left[order], right[order]
+            sides[0, place], sides[1, place] = obs_ids[left[order]], obs_ids[right[order]]
             low, high = np.minimum(i[:, :, None], j[:, None]), np.maximum(i[:, :, None], j[:, None])
             tile_cells = np.repeat(cells(high, low), tiles, 0)
             first, second = self.to_device(sides)

@@ -417,6 +417,14 @@ def test_what_is_fixed_stays():
     np.testing.assert_allclose(found.bundle.intrinsics, scene.intrinsics, rtol=1e-14)
     assert (np.abs(found.bundle.cam_from_world - scene.cam_from_world).reshape(8, -1).max(1) > 1e-4).sum() == 6
     assert found.final_cost < 0.5 * found.initial_cost
+    iterated = adjust(
+        scene,
+        BundleConfig(direct_limit=0),
+        free_intrinsics=frozenset(),
+        fixed_views=fixed_views,
+        fixed_points=fixed_points,
+    )
+    assert iterated.final_cost == pytest.approx(found.final_cost, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["none", "cauchy"])
