@@ -44,8 +44,10 @@ def draw_sheet(info: VideoInfo, shot: Shot, track: Track | None, *, video_config
 
 
 def _draw_points(picture: NDArray[np.uint8], points: NDArray[np.float32], scale: float) -> None:
-    """Draw (frame, feature track, x, y) as dots in place; a feature keeps its colour from picture to picture."""
+    """Draw (frame, feature track, x, y) as ringed dots in place; a feature keeps its colour from picture to picture."""
     for _, feature, x, y in points:
         hue = np.array([[[int(feature) * 47 % 180, 220, 255]]], np.uint8)
         color = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-        cv2.circle(picture, (round(scale * (x + 0.5) - 0.5), round(scale * (y + 0.5) - 0.5)), 2, color, -1, cv2.LINE_AA)
+        center = round(scale * (x + 0.5) - 0.5), round(scale * (y + 0.5) - 0.5)
+        cv2.circle(picture, center, 4, (0, 0, 0), -1, cv2.LINE_AA)
+        cv2.circle(picture, center, 3, color, -1, cv2.LINE_AA)
