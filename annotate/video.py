@@ -302,6 +302,7 @@ class _Decoder:
             stderr=self.errors,
             env=environment,
             bufsize=0,
+            process_group=0,  # Ctrl-C is this process's to deal with
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.out = self.process.stdout.fileno()

@@ -152,6 +152,20 @@ def cut_off(path: str | Path, keep: float) -> Path:
     return path
 
 
+def hide_start(path: str | Path, frames: int, fps: int) -> Path:
+    """Rewrite an mp4 so that an edit list hides its first frames, which are still needed for decoding."""
+    path = Path(path)
+    hidden = path.with_suffix(".hidden.mp4")
+    with av.open(str(path)) as source, av.open(str(hidden), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                earlier = round(Fraction(frames, fps) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, stream
+                target.mux(packet)
+    return hidden.replace(path)
+
+
 def size_changes(path: str | Path, first: list[Picture], second: list[Picture]) -> Path:
     """An mpegts stream whose pictures change their size in the middle."""
     path = Path(path)

@@ -25,7 +25,7 @@ from longtake.annotate.video import (
 )
 from longtake.records import BadMedia, LongtakeError, VideoInfo
 
-from ..videos import cut_off, damage, number_of, numbered, size_changes, walk, write, write_audio
+from ..videos import cut_off, damage, hide_start, number_of, numbered, size_changes, walk, write, write_audio
 
 COUNT = 24
 
@@ -75,9 +75,12 @@ def test_formats_give_every_frame_at_its_index(tmp_path, name, settings):
     assert info.interlaced == (name == "interlaced.mp4")
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 9), (23, 24), (24, 24), (0, None)])
-def test_ranges_are_exact(plain, start, stop):
-    assert numbers(plain, start=start, stop=stop) == list(range(start, COUNT if stop is None else stop))
+def test_ranges_are_exact(plain):
+    info = probe(plain)
+    for start, stop in ((0, 1), (3, 9), (23, 24), (24, 24)):
+        assert numbers(info, start=start, stop=stop) == list(range(start, stop))
+    with pytest.raises(ValueError, match=r"frames 3 \.\. 25 of 24"):
+        numbers(info, start=3, stop=25)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
@@ -158,13 +161,25 @@ def test_odd_and_small_sizes(tmp_path):
         assert [f.gray.shape for f in frames(info)] == [size[::-1]] * 3
 
 
+def test_edit_lists_and_missing_heads(tmp_path):
+    """Frames that an edit list hides, or that no key frame lets decode, are not counted."""
+    whole = write(tmp_path / "whole.ts", numbered(60), options={"bf": "3", "g": "20"})
+    data = whole.read_bytes()
+    (tmp_path / "no_head.ts").write_bytes(data[len(data) // 188 * 2 // 5 * 188 :])
+    hide_start(write(tmp_path / "shown.mp4", numbered(COUNT), options={"bf": "2"}), frames=10, fps=25)
+    for name, first, last in (("no_head.ts", 40, 59), ("shown.mp4", 10, COUNT - 1)):
+        info = probe(tmp_path / name)
+        found = [(f.index, number_of(f.gray)) for f in frames(info)]
+        assert found == list(enumerate(range(first, last + 1))) and info.num_frames == last + 1 - first
+
+
 def test_few_frames(tmp_path):
     for count in (1, 6):
         assert numbers(write(tmp_path / f"{count}.mp4", numbered(count))) == list(range(count))
     assert np.isnan(probe(tmp_path / "1.mp4").fps)
 
 
-@pytest.mark.parametrize("name", ["日本 語.mp4", "spaces and 'quotes'.mp4", "x" * 246 + ".mp4", "100%[1]*?.mp4"])
+@pytest.mark.parametrize("name", ["日本 語 'quotes'.mp4", "x" * 246 + ".mp4", "100%[1]*?.mp4"])
 def test_names(tmp_path, plain, name):
     path = tmp_path / name
     path.write_bytes(plain.read_bytes())
