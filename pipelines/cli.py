@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from ..errors import BadMedia, LongtakeError
 from .config import MissingPart, RunStopped, UsageError, resolve
+from .display import printable
 
 app = App(
     name="longtake",
@@ -417,7 +418,7 @@ def doctor(*, json: Json = False) -> int:
 
 
 def _complain(words: str) -> None:
-    print(f"longtake: {words}", file=sys.stderr)
+    print(f"longtake: {printable(words)}", file=sys.stderr)
 
 
 def _condition(where: str | None) -> Any:
@@ -451,7 +452,7 @@ def _print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         words = ", ".join(f"{n} {count}" for n, count in value.items()) if isinstance(value, dict) else value
-        print(f"{name:<{width}}  {'-' if words is None else words}")
+        print(f"{name:<{width}}  {'-' if words is None else printable(str(words))}")
 
 
 def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
@@ -477,4 +478,4 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if hasattr(value, "__len__") and not isinstance(value, str):
         return ",".join(map(str, value)) if len(value) <= 4 else f"[{len(value)} values]"
-    return str(value)
+    return printable(str(value))

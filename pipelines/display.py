@@ -6,6 +6,11 @@ import sys
 from typing import Protocol
 
 
+def printable(text: str) -> str:
+    """Text from outside for a terminal: what is no printable character (control codes, broken names) is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class Display(Protocol):
     """Told of a run as it goes."""
 
@@ -41,10 +46,10 @@ class Lines:
     """One plain line per clip, for logs and pipes."""
 
     def clip(self, name: str, status: str, words: str) -> None:
-        print(f"{name}: {status}{': ' if words else ''}{words}", file=sys.stderr, flush=True)
+        print(printable(f"{name}: {status}{': ' if words else ''}{words}"), file=sys.stderr, flush=True)
 
     def note(self, words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+        print(printable(words), file=sys.stderr, flush=True)
 
     def tick(self, running: list[tuple[str, int, int]], done: int, total: int) -> None: ...
     def close(self) -> None: ...
@@ -74,11 +79,12 @@ class Bars:
     def clip(self, name: str, status: str, words: str) -> None:
         from rich.text import Text
 
-        line = Text.assemble(f"{name}: ", (status, self.COLORS.get(status, "")), f"{': ' if words else ''}{words}")
+        tail = printable(f": {words}") if words else ""
+        line = Text.assemble(printable(f"{name}: "), (status, self.COLORS.get(status, "")), tail)
         self.bars.console.print(line)
 
     def note(self, words: str) -> None:
-        self.bars.console.print(words, markup=False, highlight=False)
+        self.bars.console.print(printable(words), markup=False, highlight=False)
 
     def tick(self, running: list[tuple[str, int, int]], done: int, total: int) -> None:
         self.bars.update(self.whole, completed=done, total=total)
@@ -87,7 +93,7 @@ class Bars:
             self.bars.remove_task(self.jobs.pop(name))
         for name, frames, of in running:
             if name not in self.jobs:
-                self.jobs[name] = self.bars.add_task(name, total=None)
+                self.jobs[name] = self.bars.add_task(printable(name), total=None)
             self.bars.update(self.jobs[name], completed=frames, total=of or None)
 
     def close(self) -> None:

@@ -328,3 +328,21 @@ def test_both_executors_give_the_same_rows(short_video, tmp_path):
     assert rows[0]["status"] == rows[1]["status"]
     for name in rows[0]:
         np.testing.assert_array_equal(rows[0][name], rows[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n" * 246 + ".mp4",
+        "[bold]a 'b' é日本.mp4",
+        "%s{x}\n.mp4",
+        b"\xff\xfe.mp4".decode("utf-8", "surrogateescape"),
+    ],
+)
+def test_any_file_name_will_do(tmp_path, tracker, name, capsys):
+    video = write_video(tmp_path / "in" / "x.mp4")
+    odd = video.rename(video.parent / name)
+    result = run(odd, out=tmp_path / "out", report=True, quiet=False)
+    assert (result.ok, result.failed) == (1, 0)
+    assert json.loads((result.folder / "run.json").read_text())["input_paths"] == [str(odd)]
+    assert capsys.readouterr().err.count(": ok") == 1
