@@ -258,17 +258,15 @@ def _takes(info: VideoInfo, scan: _Scan, config: ShotsConfig) -> list[tuple[int,
             if _same_scene(_nearest(scan, start - 1, -1), _nearest(scan, stop, 1), config):
                 cuts -= set(range(start, stop + 1))
                 continue
-        first, last = (_ramp(contrast, seconds, edge, step) for edge, step in ((start - 1, -1), (stop, 1)))
         label[start:stop] = "cut"
-        for edge, end, step in ((start - 1, first, -1), (stop, last, 1)):
-            if end != edge:  # a soft end: rows edge .. end belong to the fade
-                beyond = np.abs(seconds - seconds[np.clip(end, 0, count - 1)]) <= config.soft_trim_s
-                rows = np.arange(count)
-                fade = (
-                    (rows <= edge) & ((rows >= end) | beyond) if step < 0 else (rows >= edge) & ((rows <= end) | beyond)
-                )
+        for edge, step in ((start - 1, -1), (stop, 1)):
+            end = _ramp(contrast, seconds, edge, step)
+            if end != edge:
+                low, high = sorted((seconds[edge], seconds[end] + step * config.soft_trim_s))
+                fade = (seconds >= low) & (seconds <= high)
                 gone |= fade
-                label[fade | (rows >= start) & (rows < stop)] = "fade"
+                label[fade] = "fade"
+                label[start:stop] = "fade"
         gone[start:stop] = True
 
     for start, stop in _dissolves(info, scan, gone, cuts, config):
