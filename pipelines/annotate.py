@@ -281,7 +281,12 @@ def annotate(
         raise _why_stopped(end.stopped, ledger.log)
     manifest.compact()
     run = ledger.close("interrupted" if end.interrupted else "finished")
-    return replace(run, report=write_report(manifest.folder)) if report and not end.interrupted else run
+    if not report or end.interrupted:
+        return run
+    try:
+        return replace(run, report=write_report(manifest.folder))
+    except LongtakeError as error:
+        raise MissingPart(str(error)) from error
 
 
 @dataclass(kw_only=True)

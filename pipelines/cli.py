@@ -53,6 +53,9 @@ def main() -> None:
             raise
         _complain(f"the Python package {error.name} is not installed: pip install {error.name} (see `longtake doctor`)")
         sys.exit(3)
+    except OSError as error:  # a disk that is full or may not be written, a file that went away
+        _complain(f"{error}. What is on record stays; the same command goes on from there")
+        sys.exit(3)
     except LongtakeError as error:
         _complain(str(error))
         sys.exit(1 if isinstance(error, (BadMedia, RunStopped)) else 2)
