@@ -304,14 +304,14 @@ class RayTasks:
         self.root = root.absolute()
         self.started_here = not ray.is_initialized()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self.started_here:
-            try:
-                if address is None:
-                    ray.init("local", include_dashboard=False, num_cpus=jobs or None, **quiet)
-                else:
-                    ray.init(address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise MissingPart(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        try:
+            _knock(address)
+            if self.started_here and address is None:
+                ray.init("local", include_dashboard=False, num_cpus=jobs or None, **quiet)
+            elif self.started_here:
+                ray.init(address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise MissingPart(f"no Ray cluster at {address or 'this machine'}: {error}") from error
         self.slots = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.task: Any = ray.remote(run_job)
         self.running: dict[Any, Job] = {}
@@ -358,6 +358,13 @@ class RayTasks:
                 return run_job(job, self.root)
             text = f"{job.stage.name}: the worker died again and again ({type(error).__name__})"
             return Outcome(job=job, status="failed", reason="crashed", message=text, trace=str(error))
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody answers at host:port: Ray itself would wait for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 if __name__ == "__main__":

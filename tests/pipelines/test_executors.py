@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 import toy_stages as toy
 
 from longtake.pipelines import executors
+from longtake.pipelines.config import MissingPart
 from longtake.pipelines.executors import Executor, drive, make_executor
 from longtake.pipelines.stages import Artifacts, Job, Outcome
 
@@ -93,6 +95,15 @@ def test_a_killed_ray_worker_costs_one_job(tmp_path, ray_cluster):
     outcomes, _ = run(pool, tmp_path / "store", jobs)
     pool.close()
     assert {o.job.clip: o.status for o in outcomes} == {"bad": "failed", "count 2": "ok"}
+
+
+def test_a_cluster_that_is_not_there_is_told(tmp_path):
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(MissingPart, match=f"no Ray cluster at {address}"):
+        make_executor("ray", tmp_path, jobs=0, address=address)
 
 
 def test_a_hung_job_is_given_up(tmp_path):
