@@ -27,7 +27,7 @@ class KltConfig:
     levels: int = 4
     max_return_px: float = 1.0  # forward-backward distance
     keyframe_motion: float = 0.045  # median displacement since the last keyframe, of the image diagonal
-    keyframe_survival: float = 0.6  # or fewer tracks than this share have survived
+    keyframe_survival: float = 0.75  # or fewer tracks than this share have survived
     bridge_below: float = 0.35  # share of tracks surviving one step below which learned matches bridge it
     chunk_keyframes: int = 120  # a long shot is handed on in chunks of this many keyframes,
     chunk_overlap: int = 12  # of which this many belong to two chunks

@@ -97,6 +97,12 @@ class Map:
         self.by_view = np.argsort(self.obs.view, kind="stable")
         self.start = np.searchsorted(self.obs.view[self.by_view], np.arange(self.obs.num_views + 1))
 
+    def take_cameras(self, other: Map) -> None:
+        """Begin with the cameras of another map of the same views, and points for what they see."""
+        self.pose, self.registered = other.pose.copy(), other.registered.copy()
+        self.intrinsics, self.free_lens = other.intrinsics.copy(), other.free_lens
+        self.triangulate()
+
     # ---- looking things up -------------------------------------------------------------------------------------
 
     def of_view(self, v: int) -> NDArray[np.int64]:

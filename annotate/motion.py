@@ -30,9 +30,9 @@ class MotionConfig:
     turning_share: float = 0.75  # of the observations within the mapper's limit
 
 
-def classify(tracks: FeatureTracks, pairs: list[Pair], photographs: bool, config: MotionConfig) -> str:
-    """ "static", "flat" or "general"."""
-    if not photographs and _still_share(tracks, config) >= config.still_share:
+def classify(tracks: FeatureTracks | None, pairs: list[Pair], config: MotionConfig) -> str:
+    """ "static" (never without `tracks`, for photographs), "flat" or "general"."""
+    if tracks is not None and _still_share(tracks, config) >= config.still_share:
         return "static"
     if pairs and np.mean([p.off_plane < config.flat_off_plane for p in pairs]) >= config.flat_share:
         return "flat"

@@ -1,8 +1,8 @@
 """Sub-pixel positions for all observations of a point, by aligning their pixels with one reference view.
 
 Once a map exists, its geometry says how a small patch around a point should look in every view: the patch lies on a
-plane through the point facing the reference view. What is left is a shift, found by inverse-compositional
-Gauss-Newton on patches normalised to zero mean and unit variance. This takes out the drift of frame-to-frame tracking
+plane through the point facing the reference view. What is left is a shift, and some slant, found by
+inverse-compositional Gauss-Newton on patches normalised to zero mean and unit variance. This takes out the drift of frame-to-frame tracking
 and the pixel grid of learned keypoints. Baker & Matthews, IJCV 56(3), 2004; Furukawa & Ponce, TPAMI 32(8), 2010.
 """
 
@@ -23,6 +23,7 @@ class RefineConfig:
     iterations: int = 8
     max_shift_px: float = 3.0
     min_correlation: float = 0.75  # normalised cross-correlation of an accepted alignment
+    stiffness: float = 0.05  # of the patch against slanting, as a share of its texture
 
 
 def refine_observations(
@@ -46,6 +47,8 @@ def refine_observations(
     Returns: positions [O, 2], and the correlation [O] with the reference patch: 1 for the reference itself, nan where
     no alignment was found (the position is then the old one).
     """
+    if not len(view):
+        return xy.copy(), np.zeros(0)
     reference = _reference(view, track, points, cam_from_world)  # [O] index of the observation to align with
     warp = _local_warp(view, xy, reference, track, points, cam_from_world, intrinsics)
     r = config.radius_px
@@ -73,25 +76,35 @@ def refine_observations(
     eye = np.broadcast_to(np.eye(2), (len(xy), 2, 2))
     own = sample(xy, eye)
     template = _normalise(own)[reference]
-    step = 0.5
-    slope = [sample(xy + step * e, eye) - sample(xy - step * e, eye) for e in np.eye(2)]
+    slope = [sample(xy + 0.5 * e, eye) - sample(xy - 0.5 * e, eye) for e in np.eye(2)]
     scale = np.maximum(own.std(1), 1e-3)[:, None]
-    jac = np.stack([s / scale for s in slope], 2)[reference]  # [O, S, 2] of the normalised template by a shift
-    jac = jac - jac.mean(1, keepdims=True)
-    jac = np.nan_to_num(jac)
+    gradient = np.stack([s / scale for s in slope], 2)[reference]  # [O, S, 2] of the template by a shift
+    gradient = np.nan_to_num(gradient)
+    # columns: the shift, then the four entries of a linear map about the patch's centre, in units of its radius
+    u = grid.T / r
+    jac = np.concatenate([gradient, *(gradient[..., i : i + 1] * u[:, j : j + 1] for i in (0, 1) for j in (0, 1))], 2)
+    jac -= jac.mean(1, keepdims=True)
     hessian = np.swapaxes(jac, 1, 2) @ jac
-    determinant = np.linalg.det(hessian)
-    weak = ~(determinant > 1e-3 * np.maximum(np.trace(hessian, axis1=1, axis2=2), 1e-9) ** 2)
-    hessian[weak] = np.eye(2)
+    texture = np.trace(hessian[:, :2, :2], axis1=1, axis2=2)
+    weak = ~(np.linalg.det(hessian[:, :2, :2]) > 1e-3 * np.maximum(texture, 1e-9) ** 2)
+    hessian[weak] = np.eye(6)
+    hessian += np.diag([0, 0, 1, 1, 1, 1]) * (config.stiffness * texture)[:, None, None] + 1e-9 * np.eye(6)
     inverse = np.linalg.inv(hessian)
-    shift = np.zeros_like(xy)
+    inverse_shift = np.linalg.inv(hessian[:, :2, :2])
+    shift, linear = np.zeros_like(xy), np.tile(np.eye(2), (len(xy), 1, 1))
     correlation = np.full(len(xy), np.nan)
     for iteration in range(config.iterations + 1):
-        patch = _normalise(sample(xy + (warp @ shift[..., None])[..., 0], warp))
+        patch = _normalise(sample(xy + (warp @ shift[..., None])[..., 0], warp @ linear))
         correlation = (patch * template).mean(1)
-        if iteration < config.iterations:
-            delta = (inverse @ (np.swapaxes(jac, 1, 2) @ (template - patch)[..., None]))[..., 0]
-            shift += np.where(np.isfinite(delta), np.clip(delta, -1.5, 1.5), 0)
+        if iteration == config.iterations:
+            break
+        slant = iteration >= config.iterations // 2  # the shift first, then what the plane's slant adds
+        error = np.swapaxes(jac, 1, 2) @ np.nan_to_num(template - patch)[..., None]
+        step = (inverse @ error)[..., 0] if slant else (inverse_shift @ error[:, :2])[..., 0]
+        if slant:
+            tilt = np.clip(step[:, 2:].reshape(-1, 2, 2) / r, -0.2, 0.2)
+            linear = linear @ np.linalg.inv(np.eye(2) - tilt)
+        shift += (linear @ np.clip(step[:, :2], -1.5, 1.5)[..., None])[..., 0]
     moved = (warp @ shift[..., None])[..., 0]
     good = (correlation >= config.min_correlation) & (np.linalg.norm(moved, axis=1) <= config.max_shift_px) & ~weak
     alone = reference == np.arange(len(xy))

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 import poselib
 from numpy.typing import NDArray
 
-from ..geometry import align_similarity, interpolate_pose, invert_pose, skew, undistort
+from ..geometry import align_similarity, interpolate_pose, invert_pose, undistort
 from ..records import Frame, Rejected, Shot, Track, VideoInfo
 from .bundle import BundleConfig, batch_resect
-from .features import Features, extract
+from .features import extract
 from .klt import FeatureTracks, KltConfig, feature_tracks
 from .loops import LoopConfig, loop_candidates, verified_loop
 from .mapper import Intrinsics, Map, MapperConfig, Observations, reconstruct
-from .matching import MatchConfig, match_pairs, merge_tracks, pairs_to_match, tracks_of_photographs
+from .matching import (
+    MatchConfig,
+    PairMatches,
+    consistent_pairs,
+    match_pairs,
+    merge_tracks,
+    pairs_to_match,
+    tracks_of_photographs,
+    trusted_pairs,
+)
 from .motion import MotionConfig, classify, turning_map
-from .twoview import Pair, focal_votes, relate
+from .twoview import Pair, focal_votes, relate, sampson
 from .video import VideoConfig, frames
 
 HELD_OUT = 10  # every tenth track takes no part in estimation and measures it
@@ -103,20 +112,18 @@ def estimate_track(
     mask = _mask(shot, config.max_side)
     scale = crop_w / _size(crop_w, crop_h, config.max_side)[0]
     known = None if intrinsics is None else _to_working(intrinsics, x0, y0, scale)
+    setting = Intrinsics(given=known)
     solved: list[Solved] = []
     if shot.photographs:
         photographs = _photographs(stream, config, mask)
-        if isinstance(photographs, Rejected):
-            return photographs
-        tracks, pairs = photographs
-        solved.append(_solve(tracks, pairs, info.pts_ns, None, Intrinsics(given=known), config))
+        if photographs is not None:
+            solved.append(_solve_photographs(*photographs, info.pts_ns, setting, config))
     else:
         for tracks in feature_tracks(stream, config.klt, mask):
             before = solved[-1] if solved else None
-            setting = Intrinsics(given=known)
             if known is None and before is not None and not before.per_view and before.focal_sigma.max() < 0.02:
                 setting = Intrinsics(given=tuple(before.intrinsics[0]))
-            solved.append(_solve(tracks, None, info.pts_ns, before, setting, config))
+            solved.append(_solve_video(tracks, info.pts_ns, before, setting, config))
     if not solved or sum(len(s.tracks.frame_index) for s in solved) < 2:
         return Rejected(stage="track", reason="too_few_frames", message=f"{info.path}: a camera track needs two frames")
     if not _join(solved):
@@ -154,52 +161,137 @@ def _to_working(k: tuple[float, ...], x0: float, y0: float, scale: float) -> tup
 
 def _photographs(
     stream: Iterable[Frame], config: TrackConfig, mask: NDArray[np.bool_] | None
-) -> tuple[FeatureTracks, list[Pair]] | Rejected:
-    """Features of every photograph, matched and verified, as one chunk of tracks in which all frames are keyframes."""
+) -> tuple[FeatureTracks, list[PairMatches]] | None:
+    """Features of every photograph as one chunk of which all frames are keyframes, without tracks so far, and the
+    verified matches; None for fewer than two."""
     images, index = [], []
     for frame in stream:
         images.append(frame.gray)
         index.append(frame.index)
     if len(images) < 2:
-        return Rejected(stage="track", reason="too_few_frames", message="a camera track needs two photographs")
-    features: list[Features] = [extract(image, mask) for image in images]
+        return None
+    features = [extract(image, mask) for image in images]
     matches = match_pairs(features, pairs_to_match(features, config.match), config.match)
-    view, track, xy, _ = tracks_of_photographs(features, matches)
-    order = np.argsort(view, kind="stable")
     tracks = FeatureTracks(
         width=images[0].shape[1],
         height=images[0].shape[0],
         frame_index=np.array(index, np.int64),
-        row=view[order].astype(np.int32),
-        track=track[order].astype(np.int32),
-        xy=xy[order].astype(np.float32),
+        row=np.zeros(0, np.int32),
+        track=np.zeros(0, np.int32),
+        xy=np.zeros((0, 2), np.float32),
         keyframes=np.arange(len(images)),
         images=images,
         features=features,
         keypoint_track=[],
     )
-    return tracks, [m.pair for m in matches]
+    return tracks, matches
+
+
+def _with_tracks(tracks: FeatureTracks, matches: list[PairMatches]) -> FeatureTracks:
+    """The chunk of photographs with the tracks that these matches make."""
+    view, track, xy, _ = tracks_of_photographs(tracks.features, matches)
+    order = np.lexsort((track, view))
+    return replace(
+        tracks, row=view[order].astype(np.int32), track=track[order].astype(np.int32), xy=xy[order].astype(np.float32)
+    )
+
+
+def _solve_photographs(
+    tracks: FeatureTracks,
+    matches: list[PairMatches],
+    pts_ns: NDArray[np.int64],
+    setting: Intrinsics,
+    config: TrackConfig,
+) -> Solved:
+    """Cameras of photographs: a map from the pairs that can be trusted, then from all that agree with it."""
+    pairs = [m.pair for m in matches]
+    seconds = pts_ns[tracks.frame_index] / 1e9
+    size = float(max(tracks.width, tracks.height))
+    guesses = _focal_guesses(pairs, size, None, setting, config)
+    motion = classify(None, pairs, config.motion)
+    trusted = trusted_pairs(tracks.features, matches, guesses[0], config.match)
+    tracks = _with_tracks(tracks, trusted)
+    names, _, obs = _observations(tracks, None)
+    if motion == "flat":
+        turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
+        if turned is not None:
+            return _pose_every_frame(turned, tracks, seconds, "rotation", frozenset(), config)
+        motion = "planar"
+    starts = [(p.a, p.b) for p in _starting_pairs([m.pair for m in trusted])]
+    complete = tracks
+
+    def build(per_view: bool) -> Map | None:
+        nonlocal complete
+        intrinsics = Intrinsics(given=setting.given, per_view=per_view)
+        first = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
+        if first is None:
+            return None
+        first.polish(tracks.images, rounds=1)
+        agreed = consistent_pairs(tracks.features, matches, first.pose, first.intrinsics, config.match)
+        believed = {(m.pair.a, m.pair.b) for m in agreed}
+        waiting = [m for m in trusted if not first.registered[[m.pair.a, m.pair.b]].all()]
+        complete = _with_tracks(tracks, agreed + [m for m in waiting if (m.pair.a, m.pair.b) not in believed])
+        second = Map(_observations(complete, None)[2], config.mapper, intrinsics, guesses[0])
+        second.take_cameras(first)
+        second.adjust_all()
+        second.grow()
+        second.polish(tracks.images)
+        return second
+
+    best = _choose_focal_model(build, setting, config)
+    if best is None:
+        return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
+    return _pose_every_frame(best, complete, seconds, motion, frozenset(), config)
 
 
 # ---- one chunk -------------------------------------------------------------------------------------------------
 
 
-def _solve(
+def _solve_video(
     tracks: FeatureTracks,
-    pairs: list[Pair] | None,
     pts_ns: NDArray[np.int64],
     before: Solved | None,
     setting: Intrinsics,
     config: TrackConfig,
 ) -> Solved:
-    """Cameras of one chunk. `pairs` are the verified pairs of photographs, None for a video."""
+    """Cameras of one chunk of a video."""
     seconds = pts_ns[tracks.frame_index] / 1e9
-    photographs = pairs is not None
-    if pairs is None:
-        pairs = _keyframe_pairs(tracks)
-    motion = classify(tracks, pairs, photographs, config.motion)
+    pairs = _keyframe_pairs(tracks)
+    motion = classify(tracks, pairs, config.motion)
     if motion == "static":
         return _still(tracks, setting, "static", frozenset(), config)
+    names, _, obs = _observations(tracks, seconds)
+    guesses = _focal_guesses(pairs, float(max(tracks.width, tracks.height)), before, setting, config)
+    if motion == "flat":
+        turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
+        if turned is not None:
+            return _pose_every_frame(turned, tracks, seconds, "rotation", frozenset(), config)
+        motion = "planar"
+    starts = [(p.a, p.b) for p in _starting_pairs(pairs)]
+    loops = 0
+
+    def build(per_view: bool) -> Map | None:
+        nonlocal loops
+        intrinsics = Intrinsics(given=setting.given, per_view=per_view)
+        m = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
+        if m is None:
+            return None
+        m.polish(tracks.images)
+        loops = _close_loops(m, tracks, names, config)
+        if loops:
+            m.polish(tracks.images)
+        return m
+
+    best = _choose_focal_model(build, setting, config)
+    if best is None:
+        return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
+    flags = frozenset({"loop_closed"} if loops else ())
+    return _pose_every_frame(best, tracks, seconds, motion, flags, config)
+
+
+def _observations(tracks: FeatureTracks, seconds: NDArray | None) -> tuple[NDArray, NDArray, Observations]:
+    """What keyframes see, without the held-out tracks; track numbers [N], and the place of each observation's among
+    them. `seconds` are None for photographs."""
     names, local = np.unique(tracks.track, return_inverse=True)
     rank = np.full(len(tracks.frame_index), -1)
     rank[tracks.keyframes] = np.arange(len(tracks.keyframes))
@@ -212,19 +304,24 @@ def _solve(
         height=tracks.height,
         num_views=len(tracks.keyframes),
         num_tracks=len(names),
-        time_s=None if photographs else seconds[tracks.keyframes],
+        time_s=None if seconds is None else seconds[tracks.keyframes],
     )
-    guesses = _focal_guesses(pairs, tracks, before, setting, config)
-    if motion == "flat":
-        turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
-        if turned is not None:
-            return _pose_every_frame(turned, tracks, local, names, seconds, "rotation", frozenset(), config)
-        motion = "planar"
-    starts = [(p.a, p.b) for p in _starting_pairs(pairs)]
-    best, flags = _map_keyframes(obs, tracks, names, setting, guesses, starts, photographs, config)
-    if best is None:
-        return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
-    return _pose_every_frame(best, tracks, local, names, seconds, motion, flags, config)
+    return names, local, obs
+
+
+def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics, config: TrackConfig) -> Map | None:
+    """A map with one focal length, or with one each where the data ask for it."""
+    if setting.given is not None or config.intrinsics_mode == "shared":
+        return build(False)
+    if config.intrinsics_mode == "per_frame":
+        return build(True)
+    shared = build(False)
+    if shared is not None and not _wants_zoom(shared, config):
+        return shared
+    varying = build(True)
+    if varying is None or (shared is not None and varying.score() < (1 + config.zoom_evidence) * shared.score()):
+        return shared
+    return varying
 
 
 def _keyframe_pairs(tracks: FeatureTracks) -> list[Pair]:
@@ -264,54 +361,16 @@ def _starting_pairs(pairs: list[Pair], count: int = 2) -> list[Pair]:
 
 
 def _focal_guesses(
-    pairs: list[Pair], tracks: FeatureTracks, before: Solved | None, setting: Intrinsics, config: TrackConfig
+    pairs: list[Pair], size: float, before: Solved | None, setting: Intrinsics, config: TrackConfig
 ) -> list[float]:
-    """Focal lengths to start from, in pixels."""
+    """Focal lengths to start from, in pixels; `size` is the longer side."""
     if setting.given is not None:
         return [setting.given[0]]
-    size = float(max(tracks.width, tracks.height))
-    votes = focal_votes(pairs, size)
     if before is not None and before.focal_sigma[-1] < config.undetermined_above:
-        votes = [float(before.intrinsics[-1, 0])]
-        return votes
-    return votes + [
-        g * size for g in config.mapper.focal_guesses if all(abs(np.log(g * size / v)) > 0.15 for v in votes)
-    ]
-
-
-def _map_keyframes(
-    obs: Observations,
-    tracks: FeatureTracks,
-    names: NDArray,
-    setting: Intrinsics,
-    guesses: list[float],
-    starts: list[tuple[int, int]],
-    photographs: bool,
-    config: TrackConfig,
-) -> tuple[Map | None, frozenset[str]]:
-    """The map of the keyframes: with one focal length, or with one each where the data ask for it."""
-
-    def build(per_view: bool, start_from: list[float]) -> tuple[Map | None, frozenset[str]]:
-        m = reconstruct(obs, config.mapper, Intrinsics(given=setting.given, per_view=per_view), start_from, starts)
-        if m is None:
-            return None, frozenset()
-        m.polish(tracks.images)
-        closed = not photographs and _close_loops(m, tracks, names, config) > 0
-        if closed:
-            m.polish(tracks.images)
-        return m, frozenset({"loop_closed"} if closed else ())
-
-    if setting.given is not None or config.intrinsics_mode == "shared":
-        return build(False, guesses)
-    if config.intrinsics_mode == "per_frame":
-        return build(True, guesses)
-    shared, flags = build(False, guesses)
-    if shared is not None and not _wants_zoom(shared, config):
-        return shared, flags
-    varying, varying_flags = build(True, guesses)
-    if varying is None or (shared is not None and varying.score() < (1 + config.zoom_evidence) * shared.score()):
-        return shared, flags
-    return varying, varying_flags
+        return [float(before.intrinsics[-1, 0])]
+    votes = focal_votes(pairs, size)
+    guesses = [g * size for g in config.mapper.focal_guesses]
+    return votes + [g for g in guesses if all(abs(np.log(g / v)) > 0.15 for v in votes)]
 
 
 def _wants_zoom(m: Map, config: TrackConfig) -> bool:
@@ -357,8 +416,6 @@ def _close_loops(m: Map, tracks: FeatureTracks, names: NDArray, config: TrackCon
 def _pose_every_frame(
     m: Map,
     tracks: FeatureTracks,
-    local: NDArray,
-    names: NDArray,
     seconds: NDArray,
     motion: str,
     flags: frozenset[str],
@@ -366,6 +423,7 @@ def _pose_every_frame(
 ) -> Solved:
     """Poses of the frames between keyframes, from the points they see."""
     num = len(tracks.frame_index)
+    names, local = np.unique(tracks.track, return_inverse=True)
     per_view = m.setting.per_view
     keys = tracks.keyframes[m.registered]
     point = m.label[local]
@@ -782,10 +840,7 @@ def _held_out_sampson(s: Solved, photographs: bool) -> NDArray:
         a, b = _pinhole(s, r, sets[r][i]), _pinhole(s, q, sets[q][j])
         rel = invert_pose(s.world_from_cam[q]) @ s.world_from_cam[r]
         if moved:
-            essential = skew(rel[:3, 3]) @ rel[:3, :3]
-            line_b, line_a = a @ essential.T, b @ essential
-            slope = (line_b[:, :2] ** 2).sum(1) + (line_a[:, :2] ** 2).sum(1)
-            distance = np.abs((b * line_b).sum(1)) / np.sqrt(np.maximum(slope, 1e-18))
+            distance = sampson(a, b, rel)
         else:
             turned = a @ rel[:3, :3].T
             distance = np.linalg.norm(turned[:, :2] / turned[:, 2:] - b[:, :2], axis=1)

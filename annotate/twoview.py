@@ -8,6 +8,8 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
+from ..geometry import skew
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
@@ -48,6 +50,21 @@ def relate(a: int, b: int, xy_a: NDArray, xy_b: NDArray, *, limit_px: float) -> 
         fundamental=fundamental,
         inlier=inlier,
     )
+
+
+def sampson(a: NDArray, b: NDArray, b_from_a: NDArray) -> NDArray[np.float64]:
+    """First-order distance [n] of matches from the epipolar geometry of two posed cameras.
+
+    Args:
+        a, b: [n, 3] homogeneous normalised image points; the distance is in their units.
+        b_from_a: [4, 4] camera b from camera a.
+
+    Source: Hartley & Zisserman, 2nd ed., eq. 11.9.
+    """
+    essential = skew(b_from_a[:3, 3]) @ b_from_a[:3, :3]
+    line_b, line_a = a @ essential.T, b @ essential
+    slope = (line_b[:, :2] ** 2).sum(1) + (line_a[:, :2] ** 2).sum(1)
+    return np.abs((b * line_b).sum(1)) / np.sqrt(np.maximum(slope, 1e-18))
 
 
 def focal_votes(pairs: list[Pair], size: float, *, count: int = 3) -> list[float]:
