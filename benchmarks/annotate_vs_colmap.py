@@ -232,11 +232,12 @@ def main() -> None:
     rows = []
     for name in args.only:
         rows.append(compare(folder / name, skip_colmap=args.skip_colmap))
+        write_result(args.out, rows, started)
         print(f"{name}: done", file=sys.stderr)
     print_table(HEAD, [line for row in rows for line in lines(row)])
     met = sum(not row["missed"] for row in rows)
     print(f"targets met on {met} of {len(rows)} sequences" + (" (speed not judged)" if args.skip_colmap else ""))
-    write_result(args.out, rows, started)
+    print(f"written: {args.out}")
 
 
 if __name__ == "__main__":

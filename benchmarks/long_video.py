@@ -38,11 +38,8 @@ def there_and_back() -> NDArray[np.int64]:
 def film_once(path: Path) -> dict[str, NDArray]:
     """Encode one there and back; returns c2w [P, 4, 4] and K [P, 3, 3] of its frames."""
     c2w, intrinsics = camera_path("walk", WALK_FRAMES, width=WIDTH, height=HEIGHT)
-    walk = []
-    for picture in render_clip(Room(), c2w, intrinsics, WIDTH, HEIGHT):
-        walk.append(picture)
-        print(f"\rrendering {len(walk)} of {WALK_FRAMES}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+    print(f"rendering {WALK_FRAMES} frames", file=sys.stderr)
+    walk = list(render_clip(Room(), c2w, intrinsics, WIDTH, HEIGHT))
     order = there_and_back()
     encode_rgb(path, (walk[i] for i in order), FPS)
     k = np.tile(np.eye(3), (WALK_FRAMES, 1, 1))
@@ -89,16 +86,15 @@ def main() -> None:
             rounds = frames // len(truth["c2w"])
             whole = {name: np.tile(values, (rounds, 1, 1)) for name, values in truth.items()}
             found = annotate_and_score(video, folder / f"manifest-{minutes:g}", whole)
-            rows.append(
-                {"minutes": frames / FPS / 60, "frames": frames, "megabytes": video.stat().st_size / 1e6} | found
-            )
+            row = {"minutes": frames / FPS / 60, "frames": frames, "megabytes": video.stat().st_size / 1e6} | found
+            rows.append(row)
+            row["s_per_minute"] = row["seconds"] / row["minutes"]
+            row["time_growth"] = row["s_per_minute"] / rows[0]["s_per_minute"]
+            row["memory_growth"] = row["peak_mb"] / rows[0]["peak_mb"]
+            write_result(args.out, rows, started)
             print(f"{minutes:g} min of film: {found['seconds']:.0f} s, {found['peak_mb']:.0f} MB", file=sys.stderr)
     finally:
         shutil.rmtree(folder)
-    for row in rows:
-        row["s_per_minute"] = row["seconds"] / row["minutes"]
-        row["time_growth"] = row["s_per_minute"] / rows[0]["s_per_minute"]
-        row["memory_growth"] = row["peak_mb"] / rows[0]["peak_mb"]
     head = "minutes|frames|s|s/minute|x linear|peak MB|x shortest|posed %|ATE % of path|focal %".split("|")
     table = [
         [
@@ -118,7 +114,7 @@ def main() -> None:
     print_table(head, table)
     worst = max(row["peak_mb"] for row in rows)
     print(f"peak memory {'below' if worst < MEMORY_LIMIT_MB else 'NOT below'} {MEMORY_LIMIT_MB} MB")
-    write_result(args.out, rows, started)
+    print(f"written: {args.out}")
 
 
 if __name__ == "__main__":

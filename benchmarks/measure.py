@@ -174,7 +174,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_result(path: Path, rows: list[dict[str, Any]], started: dict[str, Any]) -> None:
-    """The rows as JSON, with the machine as `machine` gave it before the work, versions and date."""
+    """The rows so far as JSON, with the machine as `machine` gave it before the work, versions and date."""
     record = {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": started,
@@ -183,7 +183,6 @@ def write_result(path: Path, rows: list[dict[str, Any]], started: dict[str, Any]
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, default=_plain) + "\n", encoding="utf-8")
-    print(f"written: {path}")
 
 
 def _plain(value: Any) -> Any:

@@ -148,11 +148,12 @@ def main() -> None:
                     found = annotate_and_score(film.path, out, film.truth, "--intrinsics-mode", mode)
                     about = {"source": source, "zoomed": film.zoomed, "frames": len(film.truth["c2w"]), "mode": mode}
                     rows.append(about | found)
+                    write_result(args.out, rows, started)
                     print("  ".join(line(rows[-1])), file=sys.stderr)
     finally:
         shutil.rmtree(folder)
     print_table(HEAD, [line(row) for row in rows])
-    write_result(args.out, rows, started)
+    print(f"written: {args.out}")
 
 
 if __name__ == "__main__":
