@@ -409,7 +409,7 @@ class _Layout:
         self.tiles: _Tiles | None = None
         self.blocks: _Blocks | None = None
         if config.direct_limit and self.num_obs and n:
-            matters = (local < n).any(1)[obs_view]
+            matters = np.asarray((local < n).any(1))[obs_view]
             if fixed_points is not None:
                 matters &= ~np.asarray(fixed_points, bool)[self.used[obs_point]]
             self._plan(np.flatnonzero(matters), obs_view, obs_point, local, config.direct_limit)

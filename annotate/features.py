@@ -40,7 +40,7 @@ def _networks():
     xfeat = XFeat()
     xfeat.net.load_state_dict(load("xfeat.pt"))
     conf = {k: v for k, v in LightGlue.features["xfeat"].items() if k != "weights"}
-    glue = LightGlue(None, **conf)
+    glue = LightGlue(None, **conf)  # pyright: ignore[reportArgumentType]
     state = {"confidence_thresholds": glue.confidence_thresholds}  # derived from the configuration, not learned
     for key, value in load("xfeat-lighterglue.pt").items():
         if key.startswith("extractor."):  # a copy of XFeat

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +29,7 @@ class KltConfig:
     max_return_px: float = 1.0  # forward-backward distance
     keyframe_motion: float = 0.045  # median displacement since the last keyframe, of the image diagonal
     keyframe_survival: float = 0.75  # or fewer tracks than this share have survived
+    turned_patch: float = 0.05  # norm of turn and zoom above which patches are turned before they are aligned
     bridge_below: float = 0.35  # share of tracks surviving one step below which learned matches bridge it
     chunk_keyframes: int = 120  # a long shot is handed on in chunks of this many keyframes,
     chunk_overlap: int = 12  # of which this many belong to two chunks
@@ -57,7 +59,7 @@ class _Tracker:
 
     def __init__(self, config: KltConfig, mask: NDArray[np.bool_] | None) -> None:
         self.config, self.mask = config, mask
-        self.lk = {
+        self.lk: dict[str, Any] = {
             "winSize": (config.window_px, config.window_px),
             "maxLevel": config.levels,
             "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.02),
@@ -134,14 +136,18 @@ class _Tracker:
         self.key_ids, self.key_xy = self.ids.copy(), self.xy.copy()
 
     def anchor(self, gray: NDArray) -> None:
-        """Align live tracks with their patch in the keyframe before."""
+        """Align live tracks with their patch in the keyframe before, turned and zoomed as the picture has been."""
         shared = np.flatnonzero(np.isin(self.ids, self.key_ids))
         if not len(shared):
             return
-        at = np.searchsorted(self.key_ids, self.ids[shared])
-        lk = self.lk | {"maxLevel": 1}
+        image, start = self.images[-1], self.key_xy[np.searchsorted(self.key_ids, self.ids[shared])]
+        moved, _ = cv2.estimateAffinePartial2D(start, self.xy[shared], ransacReprojThreshold=3.0)
+        if moved is not None and np.linalg.norm(moved[:, :2] - np.eye(2)) > self.config.turned_patch:
+            image = cv2.warpAffine(image, moved, gray.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+            start = (start @ moved[:, :2].T + moved[:, 2]).astype(np.float32)
+        lk: dict[str, Any] = {**self.lk, "maxLevel": 1}
         flags = cv2.OPTFLOW_USE_INITIAL_FLOW
-        xy, ok, _ = cv2.calcOpticalFlowPyrLK(self.images[-1], gray, self.key_xy[at], self.xy[shared], flags=flags, **lk)
+        xy, ok, _ = cv2.calcOpticalFlowPyrLK(image, gray, start, self.xy[shared], flags=flags, **lk)
         take = (ok[:, 0] == 1) & (np.linalg.norm(xy - self.xy[shared], axis=1) < 1.5)
         self.xy[shared[take]] = xy[take]
 
@@ -150,14 +156,14 @@ class _Tracker:
         h, w = gray.shape
         nearest = np.full((h, w), -1, np.int32)  # which live track owns a pixel's surroundings
         r = round(self.config.min_distance_px)
-        occupied = np.zeros((h, w), np.uint8) if self.mask is None else np.uint8(~self.mask)
+        occupied = np.zeros((h, w), np.uint8) if self.mask is None else (~self.mask).astype(np.uint8)
         for k, (x, y) in zip(self.ids.tolist(), np.round(self.xy).astype(int).tolist(), strict=True):
             nearest[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = k
             cv2.circle(occupied, (x, y), r, 1, -1)
         room = self.config.max_tracks - len(self.ids)
         born: list[NDArray] = []
         owner = np.full(len(features.xy), -1, np.int32)
-        strength = cv2.cornerMinEigenVal(gray, 5)
+        strength: NDArray = np.asarray(cv2.cornerMinEigenVal(gray, 5))
         floor = 0.002 * float(np.quantile(strength, 0.999))
         for i, (x, y) in enumerate(np.round(features.xy).astype(int).tolist()):
             if nearest[y, x] >= 0:

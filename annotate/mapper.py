@@ -1,8 +1,8 @@
 """From feature observations in a few hundred views to cameras and points: incremental structure from motion.
 
 `reconstruct` tries focal lengths and starting pairs, `Map.grow` adds views one after another (resection, triangulation,
-bundle adjustment), `Map.polish` frees the lens and aligns observations to a fraction of a pixel. Minimal solvers and RANSAC are
-poselib's; the bundle adjustment is ours. The order of things follows Snavely et al. 2006 and Schoenberger & Frahm 2016.
+bundle adjustment), `Map.polish` frees the lens and aligns observations to a fraction of a pixel. Minimal solvers and
+RANSAC are poselib's; the bundle adjustment is ours. Snavely et al. 2006; Schoenberger & Frahm 2016.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class MapperConfig:
     """Pixel thresholds are for an image diagonal of 800 px and scale with it."""
 
     inlier_px: float = 4.0  # while the map grows
-    final_px: float = 2.5  # of an observation kept in the last bundle adjustments
+    final_px: float = 1.5  # of an observation kept in the last bundle adjustments
     min_angle_deg: float = 1.0  # between rays, for a point to count in resection
     min_pose_inliers: int = 15
     min_pose_ratio: float = 0.25
@@ -205,13 +205,14 @@ class Map:
         self.inlier[o[bad[t]]] = False
 
     def _directions(self, limit_px: float) -> None:
-        """For cameras in one place: the mean direction of every track's rays, the worst ray left out if it disagrees."""
+        """For cameras in one place: the mean direction of every track's rays, those left out that disagree."""
         obs = self.obs
         o = np.flatnonzero(self.registered[obs.view])
         rays = np.concatenate([self.rays(o), np.ones((len(o), 1))], 1)
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
         d = (np.swapaxes(self.pose[obs.view[o], :3, :3], 1, 2) @ rays[..., None])[..., 0]
         keep = np.ones(len(o), bool)
+        error = np.zeros(len(o))
         for _ in range(3):
             total = np.stack([np.bincount(obs.track[o], d[:, c] * keep, obs.num_tracks) for c in range(3)], 1)
             count = np.bincount(obs.track[o], keep, obs.num_tracks)

@@ -1,8 +1,8 @@
 """What kind of motion a chunk shows, and the map of a camera that only turns.
 
 `classify` says "static" (most long tracks stay where they are), "flat" (one homography explains nearly every pair of
-keyframes: a camera that turns, or a flat scene) or "general"; `turning_map` tells the two kinds of flat apart by fitting
-rotations about one centre: Torr, Fitzgibbon & Zisserman, IJCV 32(1), 1999, on choosing the model.
+keyframes: a camera that turns, or a flat scene) or "general"; `turning_map` tells the two kinds of flat apart by
+fitting rotations about one centre: Torr, Fitzgibbon & Zisserman, IJCV 32(1), 1999, on choosing the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class MotionConfig:
     """Pixels are for an image diagonal of 800."""
 
     still_px: float = 1.0  # a track that stays within this of its median position is still
-    still_share: float = 0.6  # of the observations of long tracks, for a static camera
+    still_share: float = 0.6  # of the observations of long tracks, for a static camera;
+    still_frame: float = (
+        0.6  # or still tracks in this share of the cells along the picture's border, whatever moves within
+    )
     flat_off_plane: float = 0.12  # share of matches off the homography in a pair that counts as flat
     flat_share: float = 0.8  # of the pairs
     turning_px: float = 0.6  # median residual of rotations about one centre
@@ -32,15 +35,15 @@ class MotionConfig:
 
 def classify(tracks: FeatureTracks | None, pairs: list[Pair], config: MotionConfig) -> str:
     """ "static" (never without `tracks`, for photographs), "flat" or "general"."""
-    if tracks is not None and _still_share(tracks, config) >= config.still_share:
+    if tracks is not None and _is_static(tracks, config):
         return "static"
     if pairs and np.mean([p.off_plane < config.flat_off_plane for p in pairs]) >= config.flat_share:
         return "flat"
     return "general"
 
 
-def _still_share(tracks: FeatureTracks, config: MotionConfig) -> float:
-    """Share of the observations of long tracks that belong to still ones."""
+def _is_static(tracks: FeatureTracks, config: MotionConfig) -> bool:
+    """Whether most long tracks stay where they are, or those that do surround what moves (a bonnet does not)."""
     order = np.lexsort((tracks.row, tracks.track))
     track, xy = tracks.track[order], tracks.xy[order]
     first = np.flatnonzero(np.r_[True, np.diff(track) != 0]) if len(track) else np.zeros(0, int)
@@ -49,9 +52,13 @@ def _still_share(tracks: FeatureTracks, config: MotionConfig) -> float:
     extent = np.linalg.norm(high - low, axis=1) / 2
     long = length >= min(30, max(2, len(tracks.frame_index) // 2))
     if not long.any():
-        return 0.0
-    still = extent < config.still_px * np.hypot(tracks.width, tracks.height) / 800
-    return float(length[long & still].sum() / length[long].sum())
+        return False
+    still = long & (extent < config.still_px * np.hypot(tracks.width, tracks.height) / 800)
+    if length[still].sum() >= config.still_share * length[long].sum():
+        return True
+    x, y = np.floor(low[still] / [tracks.width, tracks.height] * 8).clip(0, 7).astype(int).T
+    border = np.isin(x, (0, 7)) | np.isin(y, (0, 7))
+    return len(np.unique(8 * y[border] + x[border])) >= config.still_frame * 28
 
 
 def turning_map(

@@ -2,8 +2,9 @@
 
 Once a map exists, its geometry says how a small patch around a point should look in every view: the patch lies on a
 plane through the point facing the reference view. What is left is a shift, and some slant, found by
-inverse-compositional Gauss-Newton on patches normalised to zero mean and unit variance. This takes out the drift of frame-to-frame tracking
-and the pixel grid of learned keypoints. Baker & Matthews, IJCV 56(3), 2004; Furukawa & Ponce, TPAMI 32(8), 2010.
+inverse-compositional Gauss-Newton on patches normalised to zero mean and unit variance. This takes out the drift of
+frame-to-frame tracking and the pixel grid of learned keypoints. Baker & Matthews, IJCV 56(3), 2004; Furukawa & Ponce,
+TPAMI 32(8), 2010.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..geometry import distort, undistort
 @dataclass(frozen=True)
 class RefineConfig:
     radius_px: int = 6  # of the square patch
-    iterations: int = 8
+    iterations: int = 6
     max_shift_px: float = 3.0
     min_correlation: float = 0.75  # normalised cross-correlation of an accepted alignment
     stiffness: float = 0.05  # of the patch against slanting, as a share of its texture
@@ -77,11 +78,11 @@ def refine_observations(
     own = sample(xy, eye)
     template = _normalise(own)[reference]
     slope = [sample(xy + 0.5 * e, eye) - sample(xy - 0.5 * e, eye) for e in np.eye(2)]
-    scale = np.maximum(own.std(1), 1e-3)[:, None]
+    scale = np.maximum(own.std(1, keepdims=True), 1e-3)
     gradient = np.stack([s / scale for s in slope], 2)[reference]  # [O, S, 2] of the template by a shift
     gradient = np.nan_to_num(gradient)
     # columns: the shift, then the four entries of a linear map about the patch's centre, in units of its radius
-    u = grid.T / r
+    u = (grid.T / r).astype(np.float32)
     jac = np.concatenate([gradient, *(gradient[..., i : i + 1] * u[:, j : j + 1] for i in (0, 1) for j in (0, 1))], 2)
     jac -= jac.mean(1, keepdims=True)
     hessian = np.swapaxes(jac, 1, 2) @ jac

@@ -53,6 +53,7 @@ class TrackConfig:
     zoom_evidence: float = 0.01  # gain of the map's score that per-frame focal lengths must bring
     zoom_spread: float = 0.03  # and the spread (5 to 95 %) of log f they must show
     undetermined_above: float = 0.04  # relative standard deviation of a focal length that is not worth reporting
+    frame_px: float = 3.0  # of an inlier of a frame between keyframes
     min_frame_inliers: int = 12
     min_frame_ratio: float = 0.3
 
@@ -148,7 +149,7 @@ def _mask(shot: Shot, max_side: int) -> NDArray[np.bool_] | None:
         return None
     x, y, w, h = shot.crop
     part = shot.overlay[y : y + h, x : x + w]
-    return cv2.resize(np.uint8(part), _size(w, h, max_side), interpolation=cv2.INTER_AREA) == 0
+    return cv2.resize(part.astype(np.uint8), _size(w, h, max_side), interpolation=cv2.INTER_AREA) == 0
 
 
 def _to_working(k: tuple[float, ...], x0: float, y0: float, scale: float) -> tuple[float, ...]:
@@ -211,7 +212,7 @@ def _solve_photographs(
     motion = classify(None, pairs, config.motion)
     trusted = trusted_pairs(tracks.features, matches, guesses[0], config.match)
     tracks = _with_tracks(tracks, trusted)
-    names, _, obs = _observations(tracks, None)
+    _, _, obs = _observations(tracks, None)
     if motion == "flat":
         turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
         if turned is not None:
@@ -276,10 +277,9 @@ def _solve_video(
         m = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
         if m is None:
             return None
-        m.polish(tracks.images)
+        m.polish(tracks.images, rounds=1)
         loops = _close_loops(m, tracks, names, config)
-        if loops:
-            m.polish(tracks.images)
+        m.polish(tracks.images, rounds=1)
         return m
 
     best = _choose_focal_model(build, setting, config)
@@ -423,7 +423,7 @@ def _pose_every_frame(
 ) -> Solved:
     """Poses of the frames between keyframes, from the points they see."""
     num = len(tracks.frame_index)
-    names, local = np.unique(tracks.track, return_inverse=True)
+    names, local = np.unique(tracks.track.astype(np.int64), return_inverse=True)
     per_view = m.setting.per_view
     keys = tracks.keyframes[m.registered]
     point = m.label[local]
@@ -431,7 +431,7 @@ def _pose_every_frame(
     pose, intrinsics = _between(keys, m.pose[m.registered], m.intrinsics[m.registered], num, seconds)
     o = np.flatnonzero(m.has_point[point])
     used, compact = np.unique(point[o], return_inverse=True)
-    limit = config.mapper.final_px * m.px
+    limit = config.frame_px * m.px
     prior = None
     if per_view:
         gap = np.abs(seconds[:, None] - seconds[keys]).min(1)
@@ -502,7 +502,8 @@ def _corrected(m: Map, tracks: FeatureTracks, local: NDArray) -> NDArray[np.floa
     k0, k1 = tracks.keyframes[before], tracks.keyframes[after]
     w = ((tracks.row - k0) / np.maximum(k1 - k0, 1))[:, None]
     both = (1 - w) * s0 + w * s1
-    return tracks.xy + np.nan_to_num(np.where(np.isfinite(both), both, np.where(np.isfinite(s0), s0, s1)))
+    shift_xy = np.where(np.isfinite(both), both, np.where(np.isfinite(s0), s0, s1))
+    return tracks.xy.astype(np.float64) + np.nan_to_num(shift_xy)
 
 
 def _between(
@@ -588,7 +589,7 @@ def _still(
         points=np.zeros((0, 3)),
         obs_xy=tracks.xy.astype(np.float64),
         residual=residual,
-        inlier=residual < config.mapper.final_px * np.hypot(tracks.width, tracks.height) / 800,
+        inlier=residual < config.frame_px * np.hypot(tracks.width, tracks.height) / 800,
         stats={},
     )
 
@@ -596,7 +597,7 @@ def _still(
 def _median_position(tracks: FeatureTracks) -> NDArray[np.float64]:
     """For every observation, the median position of its track."""
     order = np.lexsort((tracks.row, tracks.track))
-    names, first = np.unique(tracks.track[order], return_index=True)
+    _, first = np.unique(tracks.track[order], return_index=True)
     out = np.empty((len(tracks.row), 2))
     for part in np.split(order, first[1:]):
         out[part] = np.median(tracks.xy[part], axis=0)
@@ -610,8 +611,8 @@ def _join(solved: list[Solved]) -> bool:
     """Move every chunk into the world of the first, in place of its `world_from_cam` and `points`.
 
     Chunks share points: a similarity found robustly from those; where one has none (a camera that turns or stays) the
-    poses of shared frames give a rigid motion. What cannot be joined to the longest run of chunks loses its poses. False where no frame has
-    a pose.
+    poses of shared frames give a rigid motion. What cannot be joined to the longest run of chunks loses its poses.
+    False where no frame has a pose.
     """
     runs: list[list[int]] = [[0]]
     for k in range(1, len(solved)):
@@ -633,10 +634,11 @@ def _attach(a: Solved, b: Solved) -> bool:
     if len(ia) >= 20:
         source, target = b.points[ib], a.points[ia]
         keep = np.ones(len(ia), bool)
+        s, rotation, t = align_similarity(source, target)
         for _ in range(10):
-            s, rotation, t = align_similarity(source[keep], target[keep])
             error = np.linalg.norm(target - (s * source @ rotation.T + t), axis=1)
             keep = error <= max(2.5 * float(np.median(error[keep])), 1e-12)
+            s, rotation, t = align_similarity(source[keep], target[keep])
         if keep.sum() < 15:
             return False
     else:
@@ -685,7 +687,7 @@ def _assemble(
             per_frame[name][rows[new]] = values[new]
         examples.append(_examples(s, rows, new))
     pose = per_frame["world_from_cam"]
-    valid = np.isfinite(pose).all((1, 2))
+    valid: NDArray[np.bool_] = np.asarray(np.isfinite(pose).all((1, 2)))
     unit = 1.0
     if valid.any():
         first = invert_pose(pose[np.flatnonzero(valid)[0]])

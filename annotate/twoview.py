@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..geometry import skew
 
+MOST_PARALLAX = 10.0  # of one match, in limits: a mean so bounded counts what stands before a plane that fills the view
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
@@ -19,7 +21,7 @@ class Pair:
     b: int
     num_shared: int
     num_epipolar: int  # inliers of the fundamental matrix
-    parallax_px: float  # median distance of these from the best homography
+    parallax_px: float  # mean distance of these from the best homography, each at most MOST_PARALLAX limits
     off_plane: float  # share of these farther than twice the limit from the best homography
     fundamental: NDArray[np.float64]  # [3, 3], x_b^T F x_a = 0, pixels from the image centre
     inlier: NDArray[np.bool_]  # [num_shared] of the fundamental matrix
@@ -45,7 +47,7 @@ def relate(a: int, b: int, xy_a: NDArray, xy_b: NDArray, *, limit_px: float) -> 
         b=b,
         num_shared=len(xy_a),
         num_epipolar=int(inlier.sum()),
-        parallax_px=float(np.median(np.nan_to_num(distance, nan=1e3, posinf=1e3))),
+        parallax_px=float(np.fmin(distance, MOST_PARALLAX * limit_px).mean()),
         off_plane=float(1 - (distance < 2 * limit_px).mean()),
         fundamental=fundamental,
         inlier=inlier,

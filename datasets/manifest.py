@@ -349,7 +349,7 @@ class Manifest:
                 parts.append(part)
             elif len(gone) < part.rows:
                 if part.name not in staged:
-                    keep = pc.invert(pc.is_in(self._read(part)["clip_id"], pa.array(gone, pa.string())))
+                    keep = ~pc.field("clip_id").isin(pa.array(gone, pa.string()))
                     staged[part.name] = self._stage(self._read(part).filter(keep))
                 parts.append(staged[part.name])
         if joined:
@@ -369,8 +369,8 @@ class Manifest:
                     file,
                     compression="zstd",
                     row_group_size=ROW_GROUP_CLIPS,
-                    use_dictionary=LOW_CARDINALITY,
-                    use_byte_stream_split=[f"{name}.list.element" for name in _FLOAT_LISTS],
+                    use_dictionary=LOW_CARDINALITY,  # pyright: ignore[reportArgumentType]
+                    use_byte_stream_split=[f"{name}.list.element" for name in _FLOAT_LISTS],  # pyright: ignore[reportArgumentType]
                 )
                 file.flush()
                 os.fsync(file.fileno())

@@ -423,7 +423,7 @@ def row_problem(row: Mapping[str, Any]) -> str | None:
 def _camera_problem(row: Mapping[str, Any]) -> str | None:
     c2w = np.asarray(row["c2w"], np.float64).reshape(-1, 3, 4)
     posed = np.asarray(row["pose_valid"], bool)
-    finite: NDArray[np.bool_] = np.isfinite(c2w).all((1, 2))
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(c2w).all((1, 2)))
     if (wrong := np.flatnonzero(posed != finite)).size:
         i = wrong[0]
         return f"frame {i}: pose_valid is {bool(posed[i])}, its pose {'finite' if finite[i] else 'not finite'}"

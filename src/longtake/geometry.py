@@ -113,7 +113,7 @@ def distort(xy: NDArray, k1: NDArray | float, k2: NDArray | float) -> NDArray:
 
 
 def undistort(xy: NDArray, k1: NDArray | float, k2: NDArray | float, iterations: int = 10) -> NDArray:
-    """The inverse of `distort`, by Newton's method on the radius; points past the turning radius stay where it folds."""
+    """The inverse of `distort`, by Newton's method on the radius; points past where it folds stay at the fold."""
     rd = np.linalg.norm(xy, axis=-1)
     r = rd.copy()
     for _ in range(iterations):

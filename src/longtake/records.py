@@ -149,14 +149,17 @@ class Track:
         for name, shape in {"world_from_cam": (n, 4, 4), "intrinsics": (n, 4)}.items():
             check_shape(self, name, shape)
         for name in (
-            "pose_valid focal_sigma is_keyframe reproj_rmse_px sampson_px num_tracked inlier_ratio coverage dyn_ratio step_px"
+            "pose_valid focal_sigma is_keyframe reproj_rmse_px sampson_px num_tracked inlier_ratio coverage dyn_ratio "
+            "step_px"
         ).split():
             check_shape(self, name, (n,))
         if self.motion_class not in MOTION_CLASSES:
             raise ValueError(f"motion class {self.motion_class!r} is none of {', '.join(MOTION_CLASSES)}")
-        posed = np.isfinite(self.world_from_cam).all((1, 2))
+        posed = np.asarray(np.isfinite(self.world_from_cam).all((1, 2)))
         if (posed != self.pose_valid).any():
             bad = int(np.flatnonzero(posed != self.pose_valid)[0])
-            raise ValueError(f"frame {bad}: pose_valid is {self.pose_valid[bad]} but its pose is {'finite' if posed[bad] else 'NaN'}")
+            raise ValueError(
+                f"frame {bad}: pose_valid is {self.pose_valid[bad]} but its pose is {'finite' if posed[bad] else 'NaN'}"
+            )
         if not np.isfinite(self.intrinsics).all() or (self.intrinsics[:, :2] <= 0).any():
             raise ValueError("intrinsics must be finite with positive focal lengths, also for frames without a pose")
