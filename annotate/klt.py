@@ -24,7 +24,7 @@ from .features import Features, extract, match
 class KltConfig:
     max_tracks: int = 1200
     min_distance_px: float = 7.0  # between tracks where they are born
-    window_px: int = 21
+    window_px: int = 17
     levels: int = 4
     max_return_px: float = 1.0  # forward-backward distance
     keyframe_motion: float = 0.045  # median displacement since the last keyframe, of the image diagonal
@@ -62,7 +62,7 @@ class _Tracker:
         self.lk: dict[str, Any] = {
             "winSize": (config.window_px, config.window_px),
             "maxLevel": config.levels,
-            "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.02),
+            "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 12, 0.02),
             "minEigThreshold": 1e-4,
         }
         self.num_tracks = 0

@@ -20,8 +20,8 @@ from .twoview import relate
 
 @dataclass(frozen=True)
 class LoopConfig:
-    min_gap: int = 4  # keyframes between the two
-    per_keyframe: float = 1.0  # candidates matched, per keyframe of the map
+    min_gap: int = 6  # keyframes between the two
+    per_keyframe: float = 0.5  # candidates matched, per keyframe of the map
     min_similarity: float = 0.08  # share of the strongest keypoints that are mutual neighbours
     keypoints: int = 1024
     min_matches: int = 20

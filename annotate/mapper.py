@@ -23,12 +23,12 @@ class MapperConfig:
     """Pixel thresholds are for an image diagonal of 800 px and scale with it."""
 
     inlier_px: float = 4.0  # while the map grows
-    final_px: float = 1.5  # of an observation kept in the last bundle adjustments
+    final_px: float = 1.2  # of an observation kept in the last bundle adjustments
     min_angle_deg: float = 1.0  # between rays, for a point to count in resection
     min_pose_inliers: int = 15
     min_pose_ratio: float = 0.25
-    distortion_sigma: float = 0.05  # prior on k1, k2
-    principal_sigma_px: float = 10.0  # prior on the principal point about the image centre
+    distortion_sigma: float = 0.1  # prior on k1, k2
+    principal_sigma_px: float = 5.0  # prior on the principal point about the image centre
     focal_guesses: tuple[float, ...] = (0.6, 0.85, 1.2, 1.8, 2.7)  # of the longer side, tried beside the votes
     refine: RefineConfig = field(default_factory=RefineConfig)
     smooth_log_focal: float = 0.15  # standard deviation of the change of log f over one second

@@ -30,6 +30,9 @@ class MotionConfig:
     flat_off_plane: float = 0.12  # share of matches off the homography in a pair that counts as flat
     flat_share: float = 0.8  # of the pairs
     turning_px: float = 0.6  # median residual of rotations about one centre
+    turning_longest: float = (
+        4.0  # longer sides; beyond, a turn looks like a glide over a wall, whatever the focal length
+    )
     turning_share: float = 0.75  # of the observations within the mapper's limit
 
 
@@ -88,6 +91,8 @@ def turning_map(
         explained = best.inlier.sum() / max(1, _in_two(best).sum())
         if seen.any() and np.median(error) < motion.turning_px * best.px and explained > motion.turning_share:
             best.polish(images)
+            if np.median(best.intrinsics[:, 0]) > motion.turning_longest * max(obs.width, obs.height):
+                best.focal_sigma[:] = np.inf
             return best
     return None
 

@@ -50,10 +50,12 @@ class TrackConfig:
     mapper: MapperConfig = field(default_factory=MapperConfig)
     loops: LoopConfig = field(default_factory=LoopConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
-    zoom_evidence: float = 0.01  # gain of the map's score that per-frame focal lengths must bring
+    zoom_evidence: float = 1.0  # observations more, per view, that per-frame focal lengths must explain
     zoom_spread: float = 0.03  # and the spread (5 to 95 %) of log f they must show
     undetermined_above: float = 0.04  # relative standard deviation of a focal length that is not worth reporting
     frame_px: float = 3.0  # of an inlier of a frame between keyframes
+    much_unexplained: float = 0.35  # share of tracks a map leaves over from which on a second scene is looked for,
+    farther_out: float = 1.25  # which is the world if it covers so much more of the picture's border
     min_frame_inliers: int = 12
     min_frame_ratio: float = 0.3
 
@@ -212,7 +214,7 @@ def _solve_photographs(
     motion = classify(None, pairs, config.motion)
     trusted = trusted_pairs(tracks.features, matches, guesses[0], config.match)
     tracks = _with_tracks(tracks, trusted)
-    _, _, obs = _observations(tracks, None)
+    _, obs = _observations(tracks, None)
     if motion == "flat":
         turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
         if turned is not None:
@@ -232,7 +234,7 @@ def _solve_photographs(
         believed = {(m.pair.a, m.pair.b) for m in agreed}
         waiting = [m for m in trusted if not first.registered[[m.pair.a, m.pair.b]].all()]
         complete = _with_tracks(tracks, agreed + [m for m in waiting if (m.pair.a, m.pair.b) not in believed])
-        second = Map(_observations(complete, None)[2], config.mapper, intrinsics, guesses[0])
+        second = Map(_observations(complete, None)[1], config.mapper, intrinsics, guesses[0])
         second.take_cameras(first)
         second.adjust_all()
         second.grow()
@@ -240,7 +242,7 @@ def _solve_photographs(
         return second
 
     best = _choose_focal_model(build, setting, config)
-    if best is None:
+    if best is None or not best.inlier.any():
         return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
     return _pose_every_frame(best, complete, seconds, motion, frozenset(), config)
 
@@ -261,12 +263,72 @@ def _solve_video(
     motion = classify(tracks, pairs, config.motion)
     if motion == "static":
         return _still(tracks, setting, "static", frozenset(), config)
-    names, _, obs = _observations(tracks, seconds)
+    names = np.unique(tracks.track)
+    best, motion, flags = _map_of_video(tracks, names, pairs, motion, seconds, before, setting, config)
+    if best is None or not best.inlier.any():
+        return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
+    rest = _unexplained(best, tracks, names, config)
+    if rest is not None:
+        pairs = _keyframe_pairs(rest)
+        motion_of_rest = classify(None, pairs, config.motion)
+        other, motion_of_rest, more = _map_of_video(
+            rest, names, pairs, motion_of_rest, seconds, before, setting, config
+        )
+        flags |= {"much_moves"}
+        good = other is not None and _unexplained(other, rest, names, config) is None
+        if good and _surrounds(other, best, config):
+            best, motion, flags = other, motion_of_rest, more | {"much_moves"}
+    return _pose_every_frame(best, tracks, seconds, motion, flags, config)
+
+
+def _unexplained(m: Map, tracks: FeatureTracks, names: NDArray, config: TrackConfig) -> FeatureTracks | None:
+    """The tracks that a map leaves over, where these are so many that they may be the scene, and the map a thing that
+    moves before it."""
+    obs = m.obs
+    loose = m.copy(per_view=m.setting.per_view)  # what is merely far away or not sharply aligned is explained
+    loose.config = replace(m.config, min_angle_deg=0.0)
+    loose.aligned[:] = True
+    loose.triangulate(again=True, limit=1.5 * m.config.inlier_px)
+    seen = np.bincount(obs.track[m.registered[obs.view]], minlength=obs.num_tracks)
+    agree = np.bincount(obs.track[loose.inlier], minlength=obs.num_tracks)
+    left = (agree < 0.5 * seen)[m.label]
+    long = (seen >= 3)[m.label]
+    if (left & long).sum() < config.much_unexplained * long.sum():
+        return None
+    keep = left[np.searchsorted(names, tracks.track)]
+    return replace(tracks, row=tracks.row[keep], track=tracks.track[keep], xy=tracks.xy[keep])
+
+
+def _surrounds(m: Map, other: Map, config: TrackConfig) -> bool:
+    """Whether the scene of one map reaches farther out in the picture than that of the other, in as many views."""
+
+    def reach(m: Map) -> float:
+        xy = m.obs.xy[m.inlier] / [m.obs.width, m.obs.height] * 8
+        cell = np.floor(xy).clip(0, 7).astype(int)
+        border = ((cell == 0) | (cell == 7)).any(1)
+        cells = np.unique(64 * m.obs.view[m.inlier][border] + 8 * cell[border, 1] + cell[border, 0])
+        return len(cells) / 28
+
+    return m.registered.sum() >= 0.9 * other.registered.sum() and reach(m) > config.farther_out * reach(other)
+
+
+def _map_of_video(
+    tracks: FeatureTracks,
+    names: NDArray,
+    pairs: list[Pair],
+    motion: str,
+    seconds: NDArray,
+    before: Solved | None,
+    setting: Intrinsics,
+    config: TrackConfig,
+) -> tuple[Map | None, str, frozenset[str]]:
+    """The map of a chunk's keyframes, if there is one, the motion class, and flags."""
+    names, obs = _observations(tracks, seconds, names)
     guesses = _focal_guesses(pairs, float(max(tracks.width, tracks.height)), before, setting, config)
     if motion == "flat":
         turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
         if turned is not None:
-            return _pose_every_frame(turned, tracks, seconds, "rotation", frozenset(), config)
+            return turned, "rotation", frozenset()
         motion = "planar"
     starts = [(p.a, p.b) for p in _starting_pairs(pairs)]
     loops = 0
@@ -283,16 +345,16 @@ def _solve_video(
         return m
 
     best = _choose_focal_model(build, setting, config)
-    if best is None:
-        return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
-    flags = frozenset({"loop_closed"} if loops else ())
-    return _pose_every_frame(best, tracks, seconds, motion, flags, config)
+    return best, motion, frozenset({"loop_closed"} if loops else ())
 
 
-def _observations(tracks: FeatureTracks, seconds: NDArray | None) -> tuple[NDArray, NDArray, Observations]:
-    """What keyframes see, without the held-out tracks; track numbers [N], and the place of each observation's among
-    them. `seconds` are None for photographs."""
-    names, local = np.unique(tracks.track, return_inverse=True)
+def _observations(
+    tracks: FeatureTracks, seconds: NDArray | None, names: NDArray | None = None
+) -> tuple[NDArray, Observations]:
+    """What keyframes see, without the held-out tracks, and the numbers [N] of its tracks (`names` where they are to be
+    some of these). `seconds` are None for photographs."""
+    names = np.unique(tracks.track) if names is None else names
+    local = np.searchsorted(names, tracks.track)
     rank = np.full(len(tracks.frame_index), -1)
     rank[tracks.keyframes] = np.arange(len(tracks.keyframes))
     use = (rank[tracks.row] >= 0) & (tracks.track % HELD_OUT != HELD_OUT - 1)
@@ -306,7 +368,7 @@ def _observations(tracks: FeatureTracks, seconds: NDArray | None) -> tuple[NDArr
         num_tracks=len(names),
         time_s=None if seconds is None else seconds[tracks.keyframes],
     )
-    return names, local, obs
+    return names, obs
 
 
 def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics, config: TrackConfig) -> Map | None:
@@ -319,7 +381,9 @@ def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics
     if shared is not None and not _wants_zoom(shared, config):
         return shared
     varying = build(True)
-    if varying is None or (shared is not None and varying.score() < (1 + config.zoom_evidence) * shared.score()):
+    if varying is None or (
+        shared is not None and varying.score() < shared.score() + config.zoom_evidence * len(shared.pose)
+    ):
         return shared
     return varying
 
@@ -688,6 +752,7 @@ def _assemble(
         examples.append(_examples(s, rows, new))
     pose = per_frame["world_from_cam"]
     valid: NDArray[np.bool_] = np.asarray(np.isfinite(pose).all((1, 2)))
+    pose[~valid] = np.nan
     unit = 1.0
     if valid.any():
         first = invert_pose(pose[np.flatnonzero(valid)[0]])

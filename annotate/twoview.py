@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from ..geometry import skew
 
-MOST_PARALLAX = 10.0  # of one match, in limits: a mean so bounded counts what stands before a plane that fills the view
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
@@ -21,7 +19,7 @@ class Pair:
     b: int
     num_shared: int
     num_epipolar: int  # inliers of the fundamental matrix
-    parallax_px: float  # mean distance of these from the best homography, each at most MOST_PARALLAX limits
+    parallax_px: float  # distance of these from the best homography: the median, or up to the limit the mean
     off_plane: float  # share of these farther than twice the limit from the best homography
     fundamental: NDArray[np.float64]  # [3, 3], x_b^T F x_a = 0, pixels from the image centre
     inlier: NDArray[np.bool_]  # [num_shared] of the fundamental matrix
@@ -42,12 +40,16 @@ def relate(a: int, b: int, xy_a: NDArray, xy_b: NDArray, *, limit_px: float) -> 
     moved = np.concatenate([xy_a[inlier], np.ones((inlier.sum(), 1))], 1) @ homography.T
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.linalg.norm(moved[:, :2] / moved[:, 2:] - xy_b[inlier], axis=1)
+    distance = np.nan_to_num(distance, nan=1e3, posinf=1e3)
+    beside_plane = min(
+        float(np.minimum(distance, 10 * limit_px).mean()), limit_px
+    )  # where a plane fills most of the view
     return Pair(
         a=a,
         b=b,
         num_shared=len(xy_a),
         num_epipolar=int(inlier.sum()),
-        parallax_px=float(np.fmin(distance, MOST_PARALLAX * limit_px).mean()),
+        parallax_px=max(float(np.median(distance)), beside_plane),
         off_plane=float(1 - (distance < 2 * limit_px).mean()),
         fundamental=fundamental,
         inlier=inlier,
