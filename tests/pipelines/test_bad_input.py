@@ -13,6 +13,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def retagged(path: Path, rate: str) -> Path:
 def make_files(folder: Path) -> None:
     """Every odd file, by name."""
     take = walk()
-    small = {"options": {"crf": "16"}}
+    small: dict[str, Any] = {"options": {"crf": "16"}}
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("once upon a time\n" * 200)
     cut_off(write(folder / "no_index.mp4", take), 0.7)
