@@ -33,7 +33,7 @@ from .matching import (
     trusted_pairs,
 )
 from .motion import MotionConfig, classify, turning_map
-from .twoview import Pair, focal_votes, relate, sampson
+from .twoview import Pair, focal_votes, relate, sampson, strongly_bent
 from .video import VideoConfig, frames
 
 HELD_OUT = 10  # every tenth track takes no part in estimation and measures it
@@ -56,6 +56,7 @@ class TrackConfig:
     frame_px: float = 3.0  # of an inlier of a frame between keyframes
     much_unexplained: float = 0.35  # share of tracks a map leaves over from which on a second scene is looked for,
     farther_out: float = 1.25  # which is the world if it covers so much more of the picture's border
+    barrel: float = -0.12  # k1 beyond which, as where much is unexplained, the lens may be a fisheye
     min_frame_inliers: int = 12
     min_frame_ratio: float = 0.3
 
@@ -130,6 +131,9 @@ def estimate_track(
     if not solved or sum(len(s.tracks.frame_index) for s in solved) < 2:
         return Rejected(stage="track", reason="too_few_frames", message=f"{info.path}: a camera track needs two frames")
     if not _join(solved):
+        if any("fisheye" in s.flags for s in solved):
+            message = "the lens bends straight lines more than the camera model can follow: undistort the video first"
+            return Rejected(stage="track", reason="fisheye", message=f"{info.path}: {message}")
         return Rejected(
             stage="track",
             reason="no_reconstruction",
@@ -268,6 +272,8 @@ def _solve_video(
     if best is None or not best.inlier.any():
         return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
     rest = _unexplained(best, tracks, names, config)
+    if (rest is not None or best.intrinsics[0, 4] < config.barrel) and _is_fisheye(tracks):
+        return _still(tracks, setting, "general", frozenset({"fisheye"}), config)
     if rest is not None:
         pairs = _keyframe_pairs(rest)
         motion_of_rest = classify(None, pairs, config.motion)
@@ -275,8 +281,7 @@ def _solve_video(
             rest, names, pairs, motion_of_rest, seconds, before, setting, config
         )
         flags |= {"much_moves"}
-        good = other is not None and _unexplained(other, rest, names, config) is None
-        if good and _surrounds(other, best, config):
+        if other is not None and _unexplained(other, rest, names, config) is None and _surrounds(other, best, config):
             best, motion, flags = other, motion_of_rest, more | {"much_moves"}
     return _pose_every_frame(best, tracks, seconds, motion, flags, config)
 
@@ -411,6 +416,19 @@ def _keyframe_pairs(tracks: FeatureTracks) -> list[Pair]:
             if pair:
                 out.append(pair)
     return out
+
+
+def _is_fisheye(tracks: FeatureTracks) -> bool:
+    """Whether pairs of keyframes agree best once a strong barrel distortion is taken out."""
+    centre = np.array([(tracks.width - 1) / 2, (tracks.height - 1) / 2])
+    keys = tracks.keyframes[np.unique(np.linspace(0, len(tracks.keyframes) - 1, 12).round().astype(int))]
+    seen = [np.flatnonzero(tracks.row == k) for k in keys]
+    matches = []
+    for a, b in zip(seen[:-2], seen[2:], strict=True):
+        _, i, j = np.intersect1d(tracks.track[a], tracks.track[b], assume_unique=True, return_indices=True)
+        matches.append((tracks.xy[a[i]].astype(float) - centre, tracks.xy[b[j]].astype(float) - centre))
+    radius = float(np.hypot(tracks.width, tracks.height)) / 2
+    return strongly_bent(matches, radius, limit_px=radius / 400)
 
 
 def _starting_pairs(pairs: list[Pair], count: int = 2) -> list[Pair]:
