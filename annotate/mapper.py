@@ -67,6 +67,19 @@ class Intrinsics:
     per_view: bool = False  # one focal length a view, smooth in time, instead of one for all
 
 
+def reprojection_px(cam_from_world: NDArray, intrinsics: NDArray, points: NDArray, xy: NDArray) -> NDArray:
+    """Distance [n] of points [n, 3], seen by cameras [n, 4, 4] with intrinsics [n, 6], from where they were seen.
+
+    inf behind the camera, nan without a point or a pose.
+    """
+    x = (cam_from_world[:, :3, :3] @ points[..., None])[..., 0] + cam_from_world[:, :3, 3]
+    k = intrinsics
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        predicted = distort(x[:, :2] / x[:, 2:], k[:, 4], k[:, 5]) * k[:, :2] + k[:, 2:4]
+        error = np.linalg.norm(predicted - xy, axis=1)
+    return np.where(x[:, 2] > 0, error, np.where(np.isnan(x[:, 2]), np.nan, np.inf))
+
+
 class Map:
     """A reconstruction while it grows."""
 
@@ -120,13 +133,7 @@ class Map:
     def residual_px(self, o: NDArray) -> NDArray:
         """Reprojection error [n] of observations o; inf behind the camera, nan without a point or a pose."""
         v = self.obs.view[o]
-        pose, k = self.pose[v], self.intrinsics[v]
-        x = (pose[:, :3, :3] @ self.points[self.obs.track[o], :, None])[..., 0] + pose[:, :3, 3]
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            xn = x[:, :2] / x[:, 2:]
-            xy = distort(xn, k[:, 4], k[:, 5]) * k[:, :2] + k[:, 2:4]
-            error = np.linalg.norm(xy - self.obs.xy[o], axis=1)
-        return np.where(x[:, 2] > 0, error, np.where(np.isnan(x[:, 2]), np.nan, np.inf))
+        return reprojection_px(self.pose[v], self.intrinsics[v], self.points[self.obs.track[o]], self.obs.xy[o])
 
     def centre(self) -> NDArray:
         """Camera centres [V, 3]."""

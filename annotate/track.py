@@ -21,7 +21,7 @@ from .bundle import BundleConfig, batch_resect
 from .features import extract
 from .klt import FeatureTracks, KltConfig, feature_tracks
 from .loops import LoopConfig, loop_candidates, verified_loop
-from .mapper import Intrinsics, Map, MapperConfig, Observations, reconstruct
+from .mapper import Intrinsics, Map, MapperConfig, Observations, reconstruct, reprojection_px
 from .matching import (
     MatchConfig,
     PairMatches,
@@ -536,11 +536,11 @@ def _pose_every_frame(
     pose = np.where(is_key[:, None, None], pose, found.cam_from_world)
     intrinsics = np.where(is_key[:, None], intrinsics, found.intrinsics)
     residual = np.full(len(tracks.row), np.nan)
-    residual[o] = _reproject(pose, intrinsics, m.points, tracks.row[o], point[o], xy[o])
+    residual[o] = reprojection_px(pose[tracks.row[o]], intrinsics[tracks.row[o]], m.points[point[o]], xy[o])
     if not m.turning:
         for row in _doubtful(residual, tracks.row, num, limit, config):
             _resect_alone(row, pose, intrinsics, m, tracks, o, point, xy, limit)
-        residual[o] = _reproject(pose, intrinsics, m.points, tracks.row[o], point[o], xy[o])
+        residual[o] = reprojection_px(pose[tracks.row[o]], intrinsics[tracks.row[o]], m.points[point[o]], xy[o])
     pose[_doubtful(residual, tracks.row, num, limit, config)] = np.nan
     residual[np.isnan(pose[tracks.row, 0, 0])] = np.nan
     error = m.residual_px(np.flatnonzero(m.inlier))
@@ -602,19 +602,6 @@ def _between(
     columns = [np.interp(seconds, seconds[keys], np.log(key_intrinsics[:, c])) for c in (0, 1)]
     rest = [np.interp(seconds, seconds[keys], key_intrinsics[:, c]) for c in (2, 3, 4, 5)]
     return pose, np.stack([*np.exp(columns), *rest], 1)
-
-
-def _reproject(
-    pose: NDArray, intrinsics: NDArray, points: NDArray, row: NDArray, point: NDArray, xy: NDArray
-) -> NDArray:
-    """Reprojection errors [n] px; inf behind the camera."""
-    k = intrinsics[row]
-    x = (pose[row, :3, :3] @ points[point, :, None])[..., 0] + pose[row, :3, 3]
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        n = x[:, :2] / x[:, 2:]
-        r2 = (n * n).sum(1, keepdims=True)
-        error = np.linalg.norm(n * (1 + k[:, 4:5] * r2 + k[:, 5:6] * r2 * r2) * k[:, :2] + k[:, 2:4] - xy, axis=1)
-    return np.where(x[:, 2] > 0, error, np.inf)
 
 
 def _doubtful(residual: NDArray, row: NDArray, num: int, limit: float, config: TrackConfig) -> NDArray[np.int64]:
