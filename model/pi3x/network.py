@@ -39,9 +39,12 @@ class Reconstruction:
 class Pi3X(nn.Module):
     """The network. Without `multimodal` it has no use for conditions, and no weights for them.
 
-    It computes in the type of its weights; under `torch.autocast` the transformers run in the lower precision, the
-    convolutions and the camera head in float32.
+    Weights are float32, and so is the arithmetic; under `torch.autocast` the transformers run in the lower precision,
+    the convolutions and the camera head do not.
     """
+
+    image_mean: Tensor
+    image_std: Tensor
 
     def __init__(self, config: Pi3XConfig, *, multimodal: bool) -> None:
         super().__init__()
@@ -80,6 +83,8 @@ class Pi3X(nn.Module):
         Raises:
             ValueError: the sizes do not fit, or conditions are given to a network without `multimodal`.
         """
+        if images.ndim != 5 or images.shape[2] != 3 or not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}, not floats [B, T, 3, H, W]")
         batch, frames, _, height, width = images.shape
         rows, cols = height // PATCH, width // PATCH
         if conditions is not None and not self.multimodal:
@@ -179,9 +184,10 @@ class _PoseFrames:
     def __init__(self, known: Known, rows: int, cols: int, dim: int) -> None:
         assert known.world_from_cam is not None
         self.known = known.pose_frames  # [B, T]
-        self.cam_from_world = invert_rigid(known.world_from_cam)
-        # the known poses again, unless their rotations hold a scale, as what the published video driver feeds back
-        self.world_from_cam = invert_rigid(self.cam_from_world)
+        with torch.autocast(self.known.device.type, enabled=False):
+            self.cam_from_world = invert_rigid(known.world_from_cam)
+            # the known poses again, unless their rotations hold a scale, as what the published video driver feeds back
+            self.world_from_cam = invert_rigid(self.cam_from_world)
         positions = grid_positions(rows, cols, self.known.device).flip(-1).repeat(self.known.shape[1], 1)
         self.turn, self.turn_back = rotary(-positions, dim // 2), rotary(positions, dim // 2)
         # only frames with a pose are looked at; where a sequence has none, all are, and the result is dropped
