@@ -14,7 +14,7 @@ STATIC = 0.02  # a camera whose centres stay this close to frame 0's has no scal
 class Conditions:
     """Known cameras and depths of B sequences of T frames; each part may be absent, as a whole or in some frames.
 
-    The frames [B, T] (bool) say where a part is known: everywhere where None. Values elsewhere must be finite, and
+    The frames [B, T] (bool) say where a part is known: everywhere where None. Cameras elsewhere must be finite, and
     depths elsewhere still count in the mean that depths are divided by, as in the published network: set them to 0.
     Poses enter from two known frames of a sequence on. Poses and depths share one unit, whichever it is.
     """
@@ -22,7 +22,7 @@ class Conditions:
     intrinsics: Tensor | None = None  # [B, T, 3, 3] pixels of the images given, pixel centres at + 0.5
     rays: Tensor | None = None  # [B, T, H, W, 3] camera-frame directions of any length, in place of intrinsics
     ray_frames: Tensor | None = None
-    depths: Tensor | None = None  # [B, T, H, W] along z; 0 where unknown
+    depths: Tensor | None = None  # [B, T, H, W] along z; unknown where not finite or not above 0
     depth_frames: Tensor | None = None
     world_from_cam: Tensor | None = None  # [B, T, 4, 4], any world
     pose_frames: Tensor | None = None
@@ -92,10 +92,11 @@ def normalise(given: Conditions, images: Tensor) -> Known:
 
     depths, unit = None, images.new_ones(batch)
     if given.depths is not None:
-        valid = given.depths > 0
+        valid = given.depths.isfinite() & (given.depths > 0)
+        depth = torch.where(valid, given.depths, 0.0)
         count = valid.sum((1, 2, 3))
-        unit = torch.where(count > 0, (given.depths * valid).sum((1, 2, 3)) / count.clamp(min=1), unit) + 1e-8
-        depths = torch.stack([given.depths / unit[:, None, None, None], valid], dim=2)
+        unit = torch.where(count > 0, depth.sum((1, 2, 3)) / count.clamp(min=1), unit) + 1e-8
+        depths = torch.stack([depth / unit[:, None, None, None], valid], dim=2)
 
     poses = given.world_from_cam
     if poses is not None:

@@ -321,6 +321,15 @@ class TestLaws:
         alone = run(small, images, Conditions(world_from_cam=conditions.world_from_cam))
         assert_same(run(small, images, Conditions(world_from_cam=scaled)), alone)
 
+    def test_depths_that_are_none_are_unknown(self, small):
+        images, conditions = scene()
+        assert conditions.depths is not None
+        holes = [conditions.depths.clone() for _ in range(2)]
+        holes[0][:, :, 5:9, 7:20] = 0
+        holes[1][:, :, 5:9, 7:20] = torch.tensor([-1.0, torch.nan, torch.inf])[None, :, None, None]
+        a, b = (run(small, images, replace(conditions, depths=d)) for d in holes)
+        assert_same(a, b, 0)
+
     def test_rays_and_intrinsics_say_the_same(self, small):
         images, conditions = scene()
         assert conditions.intrinsics is not None
