@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from ..errors import BadMedia, LongtakeError
+from ..errors import BadMedia, BadWeights, LongtakeError
 from .config import MissingPart, RunStopped, UsageError, resolve
 from .display import printable
 
@@ -27,6 +27,8 @@ app = App(
 )
 manifest = App(name="manifest", help="Look into a manifest, check it, export it.")
 app.command(manifest)
+weights = App(name="weights", help="The networks' weights: what there is, what is needed, get it, check it.")
+app.command(weights)
 
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 
@@ -58,7 +60,7 @@ def main() -> None:
         sys.exit(3)
     except LongtakeError as error:
         _complain(str(error))
-        sys.exit(1 if isinstance(error, (BadMedia, RunStopped)) else 2)
+        sys.exit(1 if isinstance(error, (BadMedia, BadWeights, RunStopped)) else 2)
 
 
 # ---- from video to a manifest ------------------------------------------------------------------------------------
@@ -417,6 +419,121 @@ def doctor(*, json: Json = False) -> int:
     return 3 if any(finding.state == "missing" for finding in findings) else 0
 
 
+# ---- the networks' weights ---------------------------------------------------------------------------------------
+
+Names = Annotated[str, Parameter(name="NAME", required=True)]
+
+
+@weights.command(name="list")
+def list_weights(*, json: Json = False) -> None:
+    """List the networks, what their weights may be used for, and which are here."""
+    from .weights import list_networks
+
+    rows = list_networks()
+    if json:
+        _print_json(rows)
+        return
+    _print_rows(
+        (
+            {
+                "network": row["network"],
+                "state": row["state"],
+                "size": row["size"],
+                "licence": row["licence"],
+                "accepted": row["licence_state"],
+                "for": row["use"],
+            }
+            for row in rows
+        ),
+        False,
+    )
+
+
+@weights.command(name="plan")
+def plan_weights(*names: Names, json: Json = False) -> int:
+    """Say what would be downloaded; exit code 3 where something stands in the way. Needs no network.
+
+    Parameters
+    ----------
+    names
+        Networks of `longtake weights list`, or the groups annotate, generate, refine.
+    """
+    from ..model.hub import in_words
+    from .weights import plan
+
+    rows, obstacles = plan(names)
+    total = sum(row["to_download"] for row in rows)
+    if json:
+        _print_json({"files": rows, "bytes_to_download": total, "obstacles": obstacles})
+    else:
+        for row in rows:
+            print(printable(f"{row['network']}  {row['file']}  {row['location'] or row['size'] + ' to download'}"))
+        print(f"{'' if all(row['exact'] for row in rows) else 'about '}{in_words(total)} to download")
+        for obstacle in obstacles:
+            _complain(obstacle)
+    return 3 if obstacles else 0
+
+
+@weights.command(name="fetch")
+def fetch_weights(
+    *names: Names,
+    folder: Annotated[Path | None, Parameter(name="--from")] = None,
+    revision: str | None = None,
+    accept_licence: bool = False,
+    for_another_machine: bool = False,
+    json: Json = False,
+    quiet: bool = False,
+) -> int:
+    """Download networks' weights into the hub's cache and check them. The same command again goes on where it stopped.
+
+    Parameters
+    ----------
+    names
+        Networks of `longtake weights list`, or the groups annotate, generate, refine.
+    folder
+        Take the files of this folder instead, where they stay.
+    revision
+        Another commit, branch or tag than the pinned commit; for one network.
+    accept_licence
+        You accept the licences of these networks. Once is enough.
+    for_another_machine
+        Do not ask whether this one has the memory.
+    quiet
+        Show no progress.
+    """
+    from .weights import exit_code, fetch
+
+    if quiet:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+    rows = fetch(
+        names,
+        folder=folder,
+        revision=revision,
+        accept_licence=accept_licence,
+        for_another_machine=for_another_machine,
+    )
+    _print_weights(rows, json)
+    return exit_code(rows)
+
+
+@weights.command(name="verify")
+def verify_weights(*names: Annotated[str, Parameter(name="NAME")], json: Json = False) -> int:
+    """Read fetched weights again and compare sizes and hashes; exit code 1 where one is wrong.
+
+    Parameters
+    ----------
+    names
+        Networks or groups; all that were fetched without it.
+    """
+    from .weights import exit_code, verify
+
+    rows = verify(names)
+    _print_weights(rows, json)
+    return exit_code(rows)
+
+
 # ---- printing ----------------------------------------------------------------------------------------------------
 
 
@@ -471,6 +588,20 @@ def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_weights(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        if row["problem"]:
+            _complain(row["problem"])
+            continue
+        print(f"{row['network']}: ready, {row['size']}, commit {row['revision'] or 'unknown'}")
+        print(f"  {row['licence']}, {row['licence_url']}")
+        for location in row["files"].values():
+            print(f"  {printable(location)}")
 
 
 def _short(value: Any) -> str:

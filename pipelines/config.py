@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from ..errors import LongtakeError
+from ..errors import MissingPart as MissingPart
 
 T = TypeVar("T")
 
@@ -29,10 +30,6 @@ class UsageError(LongtakeError):
 
 class RunStopped(LongtakeError):
     """The run ended itself because of what happened in it: exit code 1."""
-
-
-class MissingPart(LongtakeError):
-    """The environment lacks something (a package, room on the disk, the right to write): exit code 3."""
 
 
 def to_tree(config: object) -> Any:

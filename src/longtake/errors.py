@@ -16,3 +16,11 @@ class BadMedia(LongtakeError):
 
     def __reduce__(self):  # crosses process borders with both fields
         return type(self), (self.reason, str(self))
+
+
+class MissingPart(LongtakeError):
+    """The environment lacks something (a package, weights, room on the disk, the right to write): exit code 3."""
+
+
+class BadWeights(LongtakeError):
+    """A network's files are not what they should be, or the hub does not have them: exit code 1."""
