@@ -154,6 +154,7 @@ def published_config(size: Literal["vits", "vitb", "vitl"], *, normal: bool = Tr
 
 
 _CHANNELS = (1, 1 << 16)
+_MAX_ENTRIES = 64  # of a list; the networks have 5 levels and up to 24 blocks
 _REQUIRED = object()
 
 
@@ -216,9 +217,9 @@ class _Fields:
         for v in values:
             if not (optional and v is None) and not (type(v) is int and low <= v <= high):
                 raise LongtakeError(f"{self.where}.{key} is {value!r}, not integers from {low} to {high}")
-        if not values or (count is not None and len(values) != count):
+        if not 1 <= len(values) <= _MAX_ENTRIES or (count is not None and len(values) != count):
             raise LongtakeError(
-                f"{self.where}.{key} is {value!r}, of {len(values)} entries instead of {count or 'some'}"
+                f"{self.where}.{key} is {value!r}, of {len(values)} entries instead of {count or 'a few'}"
             )
         return values
 

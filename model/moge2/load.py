@@ -61,7 +61,7 @@ def build(config: MoGe2Config, weights: Mapping[str, Tensor], *, source: str) ->
     for key, value in weights.items():
         if key not in expected:
             wrong.append(f"{key} is not part of the network")
-        elif not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        elif not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
             wrong.append(f"{key} is no plain tensor")
         elif value.shape != expected[key].shape:
             wrong.append(f"{key} has shape {list(value.shape)}, not {list(expected[key].shape)}")
