@@ -11,13 +11,14 @@ What the errors are taken to be: a shares one scale that drifts slowly (windows 
 "Scale drift-aware large scale monocular SLAM", RSS 2010), each b errs by a factor of its own, here and there grossly.
 Nothing here can tell a slow drift of a from a slow wobble of b.
 
-`mode="robust"`, per frame: the median of b / a over the pixels that agree with it. If b = s a (1 + e) or
-b (1 + e) = s a, or both with independent e, each symmetric about 0, then P(b < s a) = 1/2 and the median is unbiased
-whatever the spread; least squares with w = 1/b, the mean of log b / a and M-estimators on log b / a are not. It is the
-median of log b / a and of a / b as well, so it does not matter which is divided by which. One-sided outliers pull a
-median (20 % of them by 0.32 sigma), so it is repeated without the pixels whose residual b - s a stands out by
-`clip_sigmas`. It is taken relative to s times the mean of a around the pixel: that is symmetric for the errors
-above, where one relative to the pixel's own a, or the log, is skewed, and clipping would bias.
+`mode="robust"`, per frame: the median of b / a over the pixels that agree with it. If a = d (1 + e) and
+b = s d (1 + e'), e and e' independent, each symmetric about 0 or none, then P(b < s a) = P(e' < e) = 1/2 and the median
+is unbiased whatever their spread; least squares with w = 1/b, the mean of log b / a and M-estimators on log b / a are
+not. It is the median of log b / a and of a / b as well, so it does not matter which is divided by which. One-sided
+outliers pull a median (20 % of them by 0.32 sigma), so it is repeated without the pixels whose residual b - s a stands
+out by `clip_sigmas`. The residual is taken relative to s times the mean of a around the pixel: that is symmetric for
+the errors above (but for those of a that are as smooth as that mean), where one relative to the pixel's own a, or the
+log, is skewed, and clipping would bias.
 
 Over time, per shot: a curve x on nodes at equal steps that minimises sum_t rho(log s_t - x(t)) / n + lambda sum (second
 differences of x)^2 + mu sum (differences of x)^2 (Whittaker 1923; Eilers, "A perfect smoother", Anal. Chem. 75, 2003):
