@@ -335,6 +335,20 @@ def defeats(rows: list[dict[str, Any]], *parts: str) -> list[str]:
     return out
 
 
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each kind of error, sequence and length: means over its clips, and how many of them drift."""
+    out = []
+    for key in dict.fromkeys((row["kind"], row["sequence"], row["frames"]) for row in rows):
+        same = [row for row in rows if (row["kind"], row["sequence"], row["frames"]) == key]
+        out.append(dict(zip(("kind", "sequence", "frames"), key, strict=True)) | {"clips": len(same)})
+        for part in ("values", "masks", "in_a_frame", "over_time"):
+            out[-1][part] = {name: np.mean([row[part][name] for row in same], 0).round(4) for name in same[0][part]}
+        out[-1]["drift_log"] = np.mean([row["drift_log"] for row in same]).round(4)
+        out[-1]["drifting"] = sum(row["drift"] == "drifting" for row in same)
+        out[-1]["undefined"] = sum(row["undefined"] for row in same)
+    return out
+
+
 def with_wins(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose `values` and `masks` say too whether ours won: 100 or 0 for the median, and for the maximum."""
     out = dict(row)
@@ -369,7 +383,7 @@ def main() -> None:
                     rng = np.random.default_rng([seed, frames, list(KINDS).index(kind), list(scenes).index(sequence)])
                     about = {"kind": kind, "sequence": sequence, "frames": frames, "seed": seed}
                     rows.append(with_wins(about | run(maps, KINDS[kind], frames, rng)))
-        write_result(args.out, rows, started)
+        write_result(args.out, summary(rows), started)
         print(kind, file=sys.stderr)
     table("Error of the factor in %, median and maximum over frames: all pixels with both values", "values", rows)
     table("The same with masks: moving things, depth edges and low confidence left out for all", "masks", rows)
