@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ Loss = Literal["none", "huber", "cauchy"]
 
 _MIN_COSINE = 1e-3  # a point less than this (cosine to the optical axis) in front of a camera counts as behind it
 _MAX_PAIRS = 10_000_000  # of observations that make tiles; beyond, the reduced system is not formed
+CPU_VIEWS = 32  # whose observations fit in a cache together, resected at once
 _MIN_DAMPING, _MAX_DAMPING = 1e-10, 1e16
 _SYM = ((0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2))  # the upper triangle of a symmetric 3 x 3 matrix
 
@@ -151,7 +152,7 @@ def adjust(
     for name in (*free_intrinsics, *tied_intrinsics):
         if name not in INTRINSICS:
             raise ValueError(f"{name!r} is none of the intrinsics {', '.join(INTRINSICS)}")
-    with torch.no_grad(), _threads(config.num_threads):
+    with torch.no_grad(), torch_threads(config.num_threads):
         layout = _Layout(
             problem, config, free_intrinsics, tied_intrinsics, fixed_views, fixed_points, fixed_translation, device
         )
@@ -215,7 +216,8 @@ def adjust(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """While open, torch computes with so many CPU threads, in every thread that begins meanwhile too."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -1094,10 +1096,31 @@ def batch_resect(
         obs_xy=obs_xy,
         obs_weight=obs_weight,
     )
-    with torch.no_grad(), _threads(config.num_threads):
-        return _batch_resect(
-            problem, config, inlier_px, free_focal, log_focal_prior, fixed_translation, torch.device(device)
-        )
+    device, num_views = torch.device(device), len(cam_from_world)
+    order = np.argsort(problem.obs_view, kind="stable")
+    start = np.searchsorted(problem.obs_view[order], np.arange(num_views + 1))
+    at_once = CPU_VIEWS if device.type == "cpu" else max(1, num_views)
+    parts = []
+    with torch.no_grad(), torch_threads(config.num_threads):
+        for low in range(0, max(1, num_views), at_once):
+            views = slice(low, min(low + at_once, num_views))
+            o = order[start[low] : start[views.stop]]
+            part = replace(
+                problem,
+                cam_from_world=problem.cam_from_world[views],
+                intrinsics=problem.intrinsics[views],
+                view_group=np.arange(views.stop - low),
+                obs_view=problem.obs_view[o] - low,
+                obs_point=problem.obs_point[o],
+                obs_xy=problem.obs_xy[o],
+                obs_weight=None if problem.obs_weight is None else problem.obs_weight[o],
+            )
+            prior = None
+            if log_focal_prior is not None:
+                prior = tuple(np.broadcast_to(np.asarray(p, np.float64), num_views)[views] for p in log_focal_prior)
+            parts.append(_batch_resect(part, config, inlier_px, free_focal, prior, fixed_translation, device))
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Resected)}
+    return Resected(**{name: None if c[0] is None else np.concatenate(c) for name, c in columns.items()})
 
 
 def _batch_resect(

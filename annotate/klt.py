@@ -81,7 +81,9 @@ class _Tracker:
         """Positions in b of points in a, and whether they came back."""
         flags = cv2.OPTFLOW_USE_INITIAL_FLOW
         there, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, xy, guess.copy(), flags=flags, **self.lk)
-        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, xy.copy(), flags=flags, **self.lk)
+        # the way back starts where it should end: coarse levels would find nothing new
+        home: dict[str, Any] = {**self.lk, "maxLevel": 1}
+        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, xy.copy(), flags=flags, **home)
         h, w = a.shape
         inside = ((there > 1) & (there < [w - 2, h - 2])).all(1)
         distance = np.linalg.norm(back - xy, axis=1)

@@ -1,6 +1,6 @@
 """Loop closure inside a map: keyframes that show the same place though no track joins them.
 
-Candidates look alike and share no track; LighterGlue and an epipolar geometry verify them; what the map already knows
+Candidates look alike and share no track; LighterGlue and an epipolar geometry match them; what the map already knows
 decides whether to believe them: resecting one keyframe from the other's points must not ask for more drift than a walk
 of that length can have built up. A symmetric scene's wrong match asks for half a turn, and is refused here.
 """
@@ -49,41 +49,59 @@ def loop_candidates(features: list[Features], shared: NDArray[np.int64], config:
     return out
 
 
-def verified_loop(
-    a: int,
-    b: int,
-    features: list[Features],
-    keypoint_track: list[NDArray[np.int32]],
-    points: NDArray[np.float64],
-    cam_from_world: NDArray[np.float64],
-    intrinsics: NDArray[np.float64],
-    config: LoopConfig,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Tracks [n], [n] of keyframes a and b that are the same points; None where the loop is not believed.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoopMatch:
+    """Two keyframes whose matches agree with one epipolar geometry."""
 
-    Args:
-        points: [N, 3] by track, NaN where a track has none; cam_from_world [K, 4, 4]; intrinsics [K, 6].
-    """
+    a: int
+    b: int
+    track_a: NDArray[np.int64]  # [n] tracks of keyframe a ...
+    track_b: NDArray[np.int64]  # [n] ... and of b, that matching says are the same points
+    xy_b: NDArray[np.float64]  # [n, 2] keypoints in b, pixels
+    diagonal: float  # of the picture, in 800 px
+
+
+def matched_loop(
+    a: int, b: int, features: list[Features], keypoint_track: list[NDArray[np.int32]], config: LoopConfig
+) -> LoopMatch | None:
+    """What two keyframes have in common by their pictures alone; None where that is too little."""
     fa, fb = features[a], features[b]
     m = match(fa, fb, count=config.keypoints)
     ta, tb = keypoint_track[a][m[:, 0]], keypoint_track[b][m[:, 1]]
     known = (ta >= 0) & (tb >= 0)
     m, ta, tb = m[known], ta[known].astype(np.int64), tb[known].astype(np.int64)
-    diagonal = np.hypot(fa.width, fa.height) / 800
+    diagonal = float(np.hypot(fa.width, fa.height)) / 800
     centre = np.array([(fa.width - 1) / 2, (fa.height - 1) / 2])
     xa, xb = fa.xy[m[:, 0]].astype(float), fb.xy[m[:, 1]].astype(float)
     pair = relate(a, b, xa - centre, xb - centre, limit_px=2.0 * diagonal)
     if pair is None or pair.num_epipolar < config.min_matches:
         return None
-    ta, tb, xb = ta[pair.inlier], tb[pair.inlier], xb[pair.inlier]
+    return LoopMatch(
+        a=a, b=b, track_a=ta[pair.inlier], track_b=tb[pair.inlier], xy_b=xb[pair.inlier], diagonal=diagonal
+    )
+
+
+def verified_loop(
+    loop: LoopMatch,
+    points: NDArray[np.float64],
+    cam_from_world: NDArray[np.float64],
+    intrinsics: NDArray[np.float64],
+    config: LoopConfig,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Tracks [n], [n] of the two keyframes that are the same points; None where the map does not believe the loop.
+
+    Args:
+        points: [N, 3] by track, NaN where a track has none; cam_from_world [K, 4, 4]; intrinsics [K, 6].
+    """
+    a, b, ta, tb = loop.a, loop.b, loop.track_a, loop.track_b
     posed = np.isfinite(points[ta, 0])
     if posed.sum() < 12:
         return None
     k = intrinsics[b]
-    rays = undistort((xb[posed] - k[2:4]) / k[:2], k[4], k[5])
+    rays = undistort((loop.xy_b[posed] - k[2:4]) / k[:2], k[4], k[5])
     camera = {"model": "PINHOLE", "width": 0, "height": 0, "params": [k[0], k[1], 0, 0]}
     found, info = poselib.estimate_absolute_pose(
-        rays * k[:2], points[ta[posed]], camera, {"max_reproj_error": 6 * diagonal, "seed": 0}, {}
+        rays * k[:2], points[ta[posed]], camera, {"max_reproj_error": 6 * loop.diagonal, "seed": 0}, {}
     )
     inlier = np.array(info["inliers"], bool)
     if inlier.sum() < max(12, 0.5 * posed.sum()):

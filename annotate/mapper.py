@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..geometry import distort, undistort
 from .bundle import Adjusted, Bundle, BundleConfig, adjust
-from .refine import RefineConfig, refine_observations
+from .refine import RefineConfig, reference_observations, refine_observations
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,17 @@ class MapperConfig:
     """Pixel thresholds are for an image diagonal of 800 px and scale with it."""
 
     inlier_px: float = 4.0  # while the map grows
-    final_px: float = 1.2  # of an observation kept in the last bundle adjustments
+    final_px: float = 0.6  # of an observation kept in the last bundle adjustment, twice that in the one before
     min_angle_deg: float = 1.0  # between rays, for a point to count in resection
     min_pose_inliers: int = 15
     min_pose_ratio: float = 0.25
     distortion_sigma: float = 0.1  # prior on k1, k2
     principal_sigma_px: float = 5.0  # prior on the principal point about the image centre
     focal_guesses: tuple[float, ...] = (0.6, 0.85, 1.2, 1.8, 2.7)  # of the longer side, tried beside the votes
+    again_every: int = 4  # of the places where a point should be seen but was not tracked, looked at
+    again_deg: float = 35.0  # widest turn of the line of sight there
+    again_size: float = 1.6  # largest change of size there
+    again_correlation: float = 0.9
     refine: RefineConfig = field(default_factory=RefineConfig)
     smooth_log_focal: float = 0.15  # standard deviation of the change of log f over one second
 
@@ -362,11 +366,16 @@ class Map:
     def select(self, limit: float) -> None:
         """Take as inliers the observations within `limit` px of diagonal 800; drop points left with one.
 
-        Once observations have been aligned, only the aligned ones count.
+        Once observations have been aligned, only the aligned ones count. A view that this leaves with too few to hold
+        it keeps its best ones, up to `inlier_px`.
         """
-        obs = self.obs
+        obs, enough = self.obs, self.config.min_pose_inliers
         error = self.residual_px(np.arange(len(obs.view)))
         self.inlier = (error < limit * self.px) & self.aligned
+        for v in np.flatnonzero(np.bincount(obs.view[self.inlier], minlength=obs.num_views) < enough):
+            o = self.of_view(v)
+            o = o[error[o] < self.config.inlier_px * self.px]
+            self.inlier[o[np.argsort(error[o], kind="stable")[:enough]]] = True
         lost = self.has_point & (np.bincount(obs.track[self.inlier], minlength=obs.num_tracks) < 2)
         self.points[lost] = np.nan
         self.inlier &= ~lost[obs.track]
@@ -408,16 +417,16 @@ class Map:
         self.select(self.config.inlier_px)
         self.triangulate()
 
-    def polish(self, images: list[NDArray[np.uint8]], *, rounds: int = 2) -> Adjusted | None:
+    def polish(self, images: list[NDArray[np.uint8]], *, rounds: int) -> Adjusted | None:
         """Free the lens, then align all observations by their pixels and adjust, `rounds` times."""
         self.free_lens = True
         self.bundle(iterations=12)
         result = None
         for k in range(rounds):
             self.align(images)
-            self.select(self.config.final_px)
+            self.select(2 * self.config.final_px)
             self.bundle(iterations=15, loss_px=0.5)
-            self.select(self.config.final_px / 2)
+            self.select(self.config.final_px)
             last = k == rounds - 1
             result = self.bundle(iterations=20, loss_px=0.3, tolerance=1e-5 if last else 1e-4, covariance=last)
         return result
@@ -435,6 +444,7 @@ class Map:
             points=self.points,
             cam_from_world=self.pose,
             intrinsics=self.intrinsics,
+            reference=reference_observations(obs.view[o], obs.track[o], self.points, self.pose),
             config=self.config.refine,
         )
         moved = obs.xy.copy()
@@ -442,6 +452,67 @@ class Map:
         self.obs = replace(obs, xy=moved)
         self.aligned = np.zeros(len(obs.view), bool)
         self.aligned[o] = np.isfinite(correlation)
+
+    def look_again(self, images: list[NDArray[np.uint8]]) -> int:
+        """Find points in views that should show them but where no track saw them; returns how many were found.
+
+        A track ends where a patch was lost for one frame. The map knows where the point must be afterwards, and what
+        its patch should look like there; such late observations tie together what drift has taken apart. Of the many
+        places every `again_every`-th is looked at.
+        """
+        obs, config = self.obs, self.config
+        good = np.flatnonzero(self.inlier & self.registered[obs.view])
+        tracks = np.flatnonzero(np.bincount(obs.track[good], minlength=obs.num_tracks) >= 3)
+        if not len(tracks):
+            return 0
+        first = np.zeros(obs.num_tracks, np.int64)  # the reference observation of each track
+        first[obs.track[good]] = good[reference_observations(obs.view[good], obs.track[good], self.points, self.pose)]
+        first = first[tracks]
+        seen = np.zeros((obs.num_views, obs.num_tracks), bool)
+        seen[obs.view, obs.track] = True
+        points, centre, home = self.points[tracks], self.centre(), obs.view[first]
+        ray_home = points - centre[home]
+        far_home = np.linalg.norm(ray_home, axis=1)
+        found_view, found_rank, found_xy = [], [], []
+        for v in np.flatnonzero(self.registered):
+            x = points @ self.pose[v, :3, :3].T + self.pose[v, :3, 3]
+            k = self.intrinsics[v]
+            ray = points - centre[v]
+            far = np.linalg.norm(ray, axis=1)
+            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+                xy = distort(x[:, :2] / x[:, 2:], k[4], k[5]) * k[:2] + k[2:4]
+                cosine = (ray * ray_home).sum(1) / (far * far_home)
+                size = np.abs(np.log(k[0] / self.intrinsics[home, 0] * far_home / far))
+                inside = ((xy > 8) & (xy < [obs.width - 9, obs.height - 9])).all(1)
+                alike = (cosine > np.cos(np.radians(config.again_deg))) & (size < np.log(config.again_size))
+            o = np.flatnonzero(
+                inside & alike & (x[:, 2] > 0) & ~seen[v, tracks] & ((v + tracks) % config.again_every == 0)
+            )
+            found_view.append(np.full(len(o), v))
+            found_rank.append(o)
+            found_xy.append(xy[o])
+        rank = np.concatenate(found_rank)
+        view = np.concatenate([home, *found_view])
+        track = np.concatenate([tracks, tracks[rank]])
+        xy, correlation = refine_observations(
+            images,
+            view=view,
+            track=track,
+            xy=np.concatenate([obs.xy[first], *found_xy]),
+            points=self.points,
+            cam_from_world=self.pose,
+            intrinsics=self.intrinsics,
+            reference=np.concatenate([np.arange(len(tracks)), rank]),
+            config=config.refine,
+        )
+        new = len(tracks) + np.flatnonzero(correlation[len(tracks) :] >= config.again_correlation)
+        view, track = np.concatenate([obs.view, view[new]]), np.concatenate([obs.track, track[new]])
+        order = np.lexsort((view, track))
+        self.obs = replace(obs, view=view[order], track=track[order], xy=np.concatenate([obs.xy, xy[new]])[order])
+        self.inlier = np.concatenate([self.inlier, np.ones(len(new), bool)])[order]
+        self.aligned = np.concatenate([self.aligned, np.ones(len(new), bool)])[order]
+        self._index()
+        return len(new)
 
     def join_tracks(self, label: NDArray[np.int64]) -> None:
         """Give tracks new numbers (`label` [num_tracks], from `merge_tracks`); joined tracks get one point anew."""

@@ -90,7 +90,7 @@ def turning_map(
         error = best.residual_px(np.flatnonzero(best.inlier))
         explained = best.inlier.sum() / max(1, _in_two(best).sum())
         if seen.any() and np.median(error) < motion.turning_px * best.px and explained > motion.turning_share:
-            best.polish(images)
+            best.polish(images, rounds=2)
             if np.median(best.intrinsics[:, 0]) > motion.turning_longest * max(obs.width, obs.height):
                 best.focal_sigma[:] = np.inf
             return best

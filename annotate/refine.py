@@ -24,7 +24,19 @@ class RefineConfig:
     iterations: int = 6
     max_shift_px: float = 3.0
     min_correlation: float = 0.75  # normalised cross-correlation of an accepted alignment
+    settled_px: float = 0.01  # a smaller step ends an alignment
     stiffness: float = 0.05  # of the patch against slanting, as a share of its texture
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Templates:
+    """What reference patches look like, and how they change: S pixels a patch."""
+
+    patch: NDArray[np.float32]  # [R, S] zero mean, unit variance
+    gradient: NDArray[np.float32]  # [R, 2, S] by a shift in x and in y
+    inverse: NDArray[np.float64]  # [R, 6, 6] of the Hessian of shift and slant
+    inverse_shift: NDArray[np.float64]  # [R, 2, 2] of that of the shift alone
+    weak: NDArray[np.bool_]  # [R] no texture to align with
 
 
 def refine_observations(
@@ -36,91 +48,129 @@ def refine_observations(
     points: NDArray[np.float64],
     cam_from_world: NDArray[np.float64],
     intrinsics: NDArray[np.float64],
+    reference: NDArray[np.int64],
     config: RefineConfig,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Align every observation of a point with the point's reference observation.
+    """Align every observation of a point with a reference observation of the point.
 
     Args:
         images: [V] gray, all of one size.
-        view, track, xy: the observations [O] (xy [O, 2]), sorted by track.
+        view, track, xy: the observations [O] (xy [O, 2]).
         points: [N, 3] by track; cam_from_world [V, 4, 4]; intrinsics [V, 6] fx, fy, cx, cy, k1, k2.
+        reference: [O] index of the observation to look like; that of a reference is its own.
 
     Returns: positions [O, 2], and the correlation [O] with the reference patch: 1 for the reference itself, nan where
     no alignment was found (the position is then the old one).
     """
+    moved, correlation = xy.copy(), np.full(len(view), np.nan)
     if not len(view):
-        return xy.copy(), np.zeros(0)
-    reference = _reference(view, track, points, cam_from_world)  # [O] index of the observation to align with
+        return moved, correlation
     warp = _local_warp(view, xy, reference, track, points, cam_from_world, intrinsics)
-    r = config.radius_px
-    gx, gy = np.meshgrid(np.arange(-r, r + 1.0), np.arange(-r, r + 1.0))
-    grid = np.stack([gx.ravel(), gy.ravel()])  # [2, S]
     smooth = [cv2.GaussianBlur(image, (0, 0), 0.7).astype(np.float32) for image in images]
-    by_view = [np.flatnonzero(view == v) for v in range(len(images))]
+    alone, template = np.unique(reference, return_inverse=True)
+    known = _templates(smooth, view[alone], xy[alone], config)
+    correlation[alone] = 1.0
+    for v, image in enumerate(smooth):
+        o = np.flatnonzero((view == v) & (reference != np.arange(len(view))) & ~known.weak[template])
+        if len(o):
+            moved[o], correlation[o] = _align(image, xy[o], warp[o], template[o], known, config)
+    return moved, correlation
 
-    def sample(at: NDArray, spread: NDArray) -> NDArray:
-        """Pixels [O, S] of the patches at `at` [O, 2] spread by `spread` [O, 2, 2]; nan outside the image."""
-        out = np.full((len(at), grid.shape[1]), np.nan, np.float32)
-        for v, o in enumerate(by_view):
-            if len(o):
-                where = (at[o, :, None] + spread[o] @ grid).astype(np.float32)
-                out[o] = cv2.remap(
-                    smooth[v],
-                    where[:, 0],
-                    where[:, 1],
-                    cv2.INTER_LINEAR,
-                    borderMode=cv2.BORDER_CONSTANT,
-                    borderValue=np.nan,
-                )
-        return out
 
-    eye = np.broadcast_to(np.eye(2), (len(xy), 2, 2))
-    own = sample(xy, eye)
-    template = _normalise(own)[reference]
-    slope = [sample(xy + 0.5 * e, eye) - sample(xy - 0.5 * e, eye) for e in np.eye(2)]
-    scale = np.maximum(own.std(1, keepdims=True), 1e-3)
-    gradient = np.stack([s / scale for s in slope], 2)[reference]  # [O, S, 2] of the template by a shift
-    gradient = np.nan_to_num(gradient)
-    # columns: the shift, then the four entries of a linear map about the patch's centre, in units of its radius
-    u = (grid.T / r).astype(np.float32)
-    jac = np.concatenate([gradient, *(gradient[..., i : i + 1] * u[:, j : j + 1] for i in (0, 1) for j in (0, 1))], 2)
-    jac -= jac.mean(1, keepdims=True)
-    hessian = np.swapaxes(jac, 1, 2) @ jac
+def _grid(config: RefineConfig) -> NDArray[np.float32]:
+    """[2, S] pixels of a patch, from its centre."""
+    r = np.arange(-config.radius_px, config.radius_px + 1, dtype=np.float32)
+    return np.stack([np.tile(r, len(r)), np.repeat(r, len(r))])
+
+
+def _sample(image: NDArray, at: NDArray, spread: NDArray, grid: NDArray) -> NDArray[np.float32]:
+    """Pixels [n, S] of the patches at `at` [n, 2], spread by `spread` [n, 2, 2]; nan outside the image."""
+    where = at[:, :, None].astype(np.float32) + spread.astype(np.float32) @ grid
+    x, y = np.ascontiguousarray(where[:, 0]), np.ascontiguousarray(where[:, 1])
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
+
+
+def _templates(images: list[NDArray], view: NDArray, xy: NDArray, config: RefineConfig) -> _Templates:
+    """The reference patches at `xy` [R, 2] of the views [R]."""
+    grid = _grid(config)
+    num, size = len(view), grid.shape[1]
+    patch, gradient = np.empty((num, size), np.float32), np.empty((num, 2, size), np.float32)
+    hessian = np.empty((num, 6, 6))
+    u = grid / config.radius_px
+    for v, image in enumerate(images):
+        o = np.flatnonzero(view == v)
+        if not len(o):
+            continue
+        eye = np.broadcast_to(np.eye(2, dtype=np.float32), (len(o), 2, 2))
+        own = _sample(image, xy[o], eye, grid)
+        contrast = np.maximum(own.std(1), 1e-3)[:, None]
+        patch[o] = (own - own.mean(1, keepdims=True)) / contrast
+        for axis, half in enumerate(0.5 * np.eye(2)):
+            slope = _sample(image, xy[o] + half, eye, grid) - _sample(image, xy[o] - half, eye, grid)
+            gradient[o, axis] = np.nan_to_num(slope / contrast)
+        g = gradient[o]
+        # by the shift, then by the four entries of a linear map about the patch's centre, in units of its radius
+        jac = np.concatenate([g, g[:, :1] * u[0], g[:, :1] * u[1], g[:, 1:] * u[0], g[:, 1:] * u[1]], 1)
+        jac -= jac.mean(2, keepdims=True)
+        hessian[o] = jac @ np.swapaxes(jac, 1, 2)
     texture = np.trace(hessian[:, :2, :2], axis1=1, axis2=2)
-    weak = ~(np.linalg.det(hessian[:, :2, :2]) > 1e-3 * np.maximum(texture, 1e-9) ** 2)
+    weak = ~(np.linalg.det(hessian[:, :2, :2]) > 1e-3 * np.maximum(texture, 1e-9) ** 2) | np.isnan(patch).any(1)
     hessian[weak] = np.eye(6)
     hessian += np.diag([0, 0, 1, 1, 1, 1]) * (config.stiffness * texture)[:, None, None] + 1e-9 * np.eye(6)
-    inverse = np.linalg.inv(hessian)
-    inverse_shift = np.linalg.inv(hessian[:, :2, :2])
-    shift, linear = np.zeros_like(xy), np.tile(np.eye(2), (len(xy), 1, 1))
+    return _Templates(
+        patch=patch,
+        gradient=gradient,
+        inverse=np.linalg.inv(hessian),
+        inverse_shift=np.linalg.inv(hessian[:, :2, :2]),
+        weak=weak,
+    )
+
+
+def _align(
+    image: NDArray, xy: NDArray, warp: NDArray, template: NDArray, known: _Templates, config: RefineConfig
+) -> tuple[NDArray, NDArray]:
+    """Positions [n, 2] and correlations [n] (nan where refused) of observations in one view."""
+    grid = _grid(config)
+    design = np.concatenate([np.ones((1, grid.shape[1]), np.float32), grid / config.radius_px]).T  # [S, 3]
+    target, gradient = known.patch[template], known.gradient[template]
+    shift, linear = np.zeros((len(xy), 2)), np.tile(np.eye(2), (len(xy), 1, 1))
     correlation = np.full(len(xy), np.nan)
+    live = np.arange(len(xy))  # those that still move
     for iteration in range(config.iterations + 1):
-        patch = _normalise(sample(xy + (warp @ shift[..., None])[..., 0], warp @ linear))
-        correlation = (patch * template).mean(1)
+        patch = _sample(image, xy[live] + (warp[live] @ shift[live, :, None])[..., 0], warp[live] @ linear[live], grid)
+        patch -= patch.mean(1, keepdims=True)
+        patch /= np.maximum(np.sqrt((patch * patch).mean(1, keepdims=True)), 1e-3)
+        correlation[live] = (patch * target[live]).mean(1)
         if iteration == config.iterations:
             break
+        error = np.nan_to_num(target[live] - patch)
+        slope = (gradient[live] * error[:, None]) @ design  # [n, 2, 3]: x and y, by the shift and by the slants
         slant = iteration >= config.iterations // 2  # the shift first, then what the plane's slant adds
-        error = np.swapaxes(jac, 1, 2) @ np.nan_to_num(template - patch)[..., None]
-        step = (inverse @ error)[..., 0] if slant else (inverse_shift @ error[:, :2])[..., 0]
         if slant:
-            tilt = np.clip(step[:, 2:].reshape(-1, 2, 2) / r, -0.2, 0.2)
-            linear = linear @ np.linalg.inv(np.eye(2) - tilt)
-        shift += (linear @ np.clip(step[:, :2], -1.5, 1.5)[..., None])[..., 0]
+            step = (
+                known.inverse[template[live]]
+                @ np.concatenate([slope[:, :, 0], slope[:, :, 1:].reshape(-1, 4)], 1)[..., None]
+            )[..., 0]
+            tilt = np.clip(step[:, 2:].reshape(-1, 2, 2) / config.radius_px, -0.2, 0.2)
+            linear[live] = linear[live] @ np.linalg.inv(np.eye(2) - tilt)
+        else:
+            step = (known.inverse_shift[template[live]] @ slope[:, :, :1])[..., 0]
+        shift[live] += (linear[live] @ np.clip(step[:, :2], -1.5, 1.5)[..., None])[..., 0]
+        if slant:
+            live = live[np.linalg.norm(step[:, :2], axis=1) > config.settled_px]
+            if not len(live):
+                break
     moved = (warp @ shift[..., None])[..., 0]
-    good = (correlation >= config.min_correlation) & (np.linalg.norm(moved, axis=1) <= config.max_shift_px) & ~weak
-    alone = reference == np.arange(len(xy))
-    good |= alone
-    moved[alone | ~good] = 0
-    return xy + moved, np.where(alone, 1.0, np.where(good, correlation, np.nan))
+    good = (correlation >= config.min_correlation) & (np.linalg.norm(moved, axis=1) <= config.max_shift_px)
+    return np.where(good[:, None], xy + moved, xy), np.where(good, correlation, np.nan)
 
 
-def _normalise(patch: NDArray) -> NDArray:
-    centred = patch - patch.mean(1, keepdims=True)
-    return centred / np.maximum(centred.std(1, keepdims=True), 1e-3)
-
-
-def _reference(view: NDArray, track: NDArray, points: NDArray, cam_from_world: NDArray) -> NDArray[np.int64]:
-    """For each observation, the observation of its track seen from nearest to the track's mean direction."""
+def reference_observations(
+    view: NDArray, track: NDArray, points: NDArray, cam_from_world: NDArray
+) -> NDArray[np.int64]:
+    """For each observation [O], the observation of its track seen from nearest to the track's mean direction."""
+    if not len(view):
+        return np.zeros(0, np.int64)
     centre = -(np.swapaxes(cam_from_world[:, :3, :3], 1, 2) @ cam_from_world[:, :3, 3:])[..., 0]
     ray = points[track] - centre[view]
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)

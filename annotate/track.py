@@ -6,8 +6,11 @@ frames -> feature tracks -> motion class -> map of the keyframes (mapper) -> loo
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -17,10 +20,10 @@ from numpy.typing import NDArray
 
 from ..geometry import align_similarity, interpolate_pose, invert_pose, undistort
 from ..records import Frame, Rejected, Shot, Track, VideoInfo
-from .bundle import BundleConfig, batch_resect
+from .bundle import BundleConfig, batch_resect, torch_threads
 from .features import extract
 from .klt import FeatureTracks, KltConfig, feature_tracks
-from .loops import LoopConfig, loop_candidates, verified_loop
+from .loops import LoopConfig, LoopMatch, loop_candidates, matched_loop, verified_loop
 from .mapper import Intrinsics, Map, MapperConfig, Observations, reconstruct, reprojection_px
 from .matching import (
     MatchConfig,
@@ -36,6 +39,8 @@ from .motion import MotionConfig, classify, turning_map
 from .twoview import Pair, focal_votes, relate, sampson, strongly_bent
 from .video import VideoConfig, frames
 
+MUCH_PARALLAX_PX = 4.0  # beyond which more says no more of a pair to start from
+MOST_PAIRS = 40  # keyframe pairs that tell the kind of motion and vote for a focal length
 HELD_OUT = 10  # every tenth track takes no part in estimation and measures it
 
 
@@ -50,7 +55,7 @@ class TrackConfig:
     mapper: MapperConfig = field(default_factory=MapperConfig)
     loops: LoopConfig = field(default_factory=LoopConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
-    zoom_evidence: float = 1.0  # observations more, per view, that per-frame focal lengths must explain
+    zoom_evidence: float = 1.01  # times what one focal length explains, that per-frame focal lengths must explain,
     zoom_spread: float = 0.03  # and the spread (5 to 95 %) of log f they must show
     undetermined_above: float = 0.04  # relative standard deviation of a focal length that is not worth reporting
     frame_px: float = 3.0  # of an inlier of a frame between keyframes
@@ -225,10 +230,9 @@ def _solve_photographs(
             return _pose_every_frame(turned, tracks, seconds, "rotation", frozenset(), config)
         motion = "planar"
     starts = [(p.a, p.b) for p in _starting_pairs([m.pair for m in trusted])]
-    complete = tracks
+    complete: dict[bool, FeatureTracks] = {}  # the tracks that each map is made of
 
     def build(per_view: bool) -> Map | None:
-        nonlocal complete
         intrinsics = Intrinsics(given=setting.given, per_view=per_view)
         first = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
         if first is None:
@@ -237,18 +241,20 @@ def _solve_photographs(
         agreed = consistent_pairs(tracks.features, matches, first.pose, first.intrinsics, config.match)
         believed = {(m.pair.a, m.pair.b) for m in agreed}
         waiting = [m for m in trusted if not first.registered[[m.pair.a, m.pair.b]].all()]
-        complete = _with_tracks(tracks, agreed + [m for m in waiting if (m.pair.a, m.pair.b) not in believed])
-        second = Map(_observations(complete, None)[1], config.mapper, intrinsics, guesses[0])
+        complete[per_view] = _with_tracks(tracks, agreed + [m for m in waiting if (m.pair.a, m.pair.b) not in believed])
+        second = Map(_observations(complete[per_view], None)[1], config.mapper, intrinsics, guesses[0])
         second.take_cameras(first)
         second.adjust_all()
         second.grow()
-        second.polish(tracks.images)
+        second.polish(tracks.images, rounds=2)
+        second.look_again(tracks.images)
+        second.polish(tracks.images, rounds=3)
         return second
 
     best = _choose_focal_model(build, setting, config)
     if best is None or not best.inlier.any():
         return _still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
-    return _pose_every_frame(best, complete, seconds, motion, frozenset(), config)
+    return _pose_every_frame(best, complete[best.setting.per_view], seconds, motion, frozenset(), config)
 
 
 # ---- one chunk -------------------------------------------------------------------------------------------------
@@ -290,10 +296,7 @@ def _unexplained(m: Map, tracks: FeatureTracks, names: NDArray, config: TrackCon
     """The tracks that a map leaves over, where these are so many that they may be the scene, and the map a thing that
     moves before it."""
     obs = m.obs
-    loose = m.copy(per_view=m.setting.per_view)  # what is merely far away or not sharply aligned is explained
-    loose.config = replace(m.config, min_angle_deg=0.0)
-    loose.aligned[:] = True
-    loose.triangulate(again=True, limit=1.5 * m.config.inlier_px)
+    loose = _loosened(m, 1.5 * m.config.inlier_px)
     seen = np.bincount(obs.track[m.registered[obs.view]], minlength=obs.num_tracks)
     agree = np.bincount(obs.track[loose.inlier], minlength=obs.num_tracks)
     left = (agree < 0.5 * seen)[m.label]
@@ -302,6 +305,15 @@ def _unexplained(m: Map, tracks: FeatureTracks, names: NDArray, config: TrackCon
         return None
     keep = left[np.searchsorted(names, tracks.track)]
     return replace(tracks, row=tracks.row[keep], track=tracks.track[keep], xy=tracks.xy[keep])
+
+
+def _loosened(m: Map, limit_px: float) -> Map:
+    """The map with points for all that its cameras explain, be it far away or not sharply aligned."""
+    loose = m.copy(per_view=m.setting.per_view)
+    loose.config = replace(m.config, min_angle_deg=0.0)
+    loose.aligned[:] = True
+    loose.triangulate(again=True, limit=limit_px)
+    return loose
 
 
 def _surrounds(m: Map, other: Map, config: TrackConfig) -> bool:
@@ -336,20 +348,22 @@ def _map_of_video(
             return turned, "rotation", frozenset()
         motion = "planar"
     starts = [(p.a, p.b) for p in _starting_pairs(pairs)]
-    loops = 0
 
     def build(per_view: bool) -> Map | None:
-        nonlocal loops
         intrinsics = Intrinsics(given=setting.given, per_view=per_view)
         m = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
-        if m is None:
-            return None
-        m.polish(tracks.images, rounds=1)
-        loops = _close_loops(m, tracks, names, config)
-        m.polish(tracks.images, rounds=1)
+        if m is not None:
+            m.polish(tracks.images, rounds=1)
         return m
 
-    best = _choose_focal_model(build, setting, config)
+    loops = 0
+    with _matching_loops(tracks, names, obs, config) as loop_matches:
+        best = _choose_focal_model(build, setting, config)
+        if best is not None:
+            loops = _close_loops(best, loop_matches(), config)
+            if best.setting.per_view:  # zoom and dolly differ little in short tracks
+                best.look_again(tracks.images)
+            best.polish(tracks.images, rounds=1)
     return best, motion, frozenset({"loop_closed"} if loops else ())
 
 
@@ -386,15 +400,15 @@ def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics
     if shared is not None and not _wants_zoom(shared, config):
         return shared
     varying = build(True)
-    if varying is None or (
-        shared is not None and varying.score() < shared.score() + config.zoom_evidence * len(shared.pose)
-    ):
-        return shared
-    return varying
+    if shared is None or varying is None:
+        return shared if varying is None else varying
+    # A zoom passes for a dolly near by, but not far away: what has no parallax decides
+    explained = [_loosened(m, m.config.inlier_px).score() for m in (shared, varying)]
+    return varying if explained[1] > config.zoom_evidence * explained[0] else shared
 
 
 def _keyframe_pairs(tracks: FeatureTracks) -> list[Pair]:
-    """Two-view geometry of every keyframe with the farthest later one that still shares a third of its tracks."""
+    """Two-view geometry of keyframes with the farthest later one that still shares a third of their tracks."""
     centre = np.array([(tracks.width - 1) / 2, (tracks.height - 1) / 2])
     px = np.hypot(tracks.width, tracks.height) / 800
     bounds = np.searchsorted(tracks.row, np.stack([tracks.keyframes, tracks.keyframes + 1]))
@@ -403,7 +417,7 @@ def _keyframe_pairs(tracks: FeatureTracks) -> list[Pair]:
         order = np.argsort(tracks.track[lo:hi])
         seen.append((tracks.track[lo:hi][order], tracks.xy[lo:hi][order].astype(float) - centre))
     out = []
-    for i in range(len(seen) - 1):
+    for i in range(0, len(seen) - 1, max(1, len(seen) // MOST_PAIRS)):
         found = None
         for j in range(i + 1, len(seen)):
             _, ia, ib = np.intersect1d(seen[i][0], seen[j][0], assume_unique=True, return_indices=True)
@@ -434,7 +448,7 @@ def _is_fisheye(tracks: FeatureTracks) -> bool:
 def _starting_pairs(pairs: list[Pair], count: int = 2) -> list[Pair]:
     """Pairs with many matches and much parallax, from different parts of the shot."""
     out: list[Pair] = []
-    for p in sorted(pairs, key=lambda p: -p.num_epipolar * min(p.parallax_px, 10.0)):
+    for p in sorted(pairs, key=lambda p: -p.num_epipolar * min(p.parallax_px, MUCH_PARALLAX_PX)):
         if not any({p.a, p.b} & {q.a, q.b} for q in out):
             out.append(p)
         if len(out) == count:
@@ -464,22 +478,44 @@ def _wants_zoom(m: Map, config: TrackConfig) -> bool:
     return bool(spread > config.zoom_spread) or m.registered.mean() < 0.9
 
 
-def _close_loops(m: Map, tracks: FeatureTracks, names: NDArray, config: TrackConfig) -> int:
-    """Join tracks of keyframes that see the same place again; returns the number of loops kept."""
-    obs = m.obs
-    lookup = np.full(int(names.max()) + 2, -1)
+@contextmanager
+def _matching_loops(
+    tracks: FeatureTracks, names: NDArray, obs: Observations, config: TrackConfig
+) -> Iterator[Callable[[], list[LoopMatch]]]:
+    """Match keyframes that may show one place, beside what happens meanwhile; call what is given for the result."""
+    lookup = np.full(int(names.max(initial=-1)) + 2, -1)
     lookup[names] = np.arange(len(names))
     keypoint_track = [np.where(k >= 0, lookup[k], -1) for k in tracks.keypoint_track]
     seen = np.zeros((obs.num_views, obs.num_tracks), np.float32)
     seen[obs.view, obs.track] = 1
     shared = (seen @ seen.T).astype(np.int64)
+
+    def work() -> list[LoopMatch]:
+        found = []
+        for a, b in loop_candidates(tracks.features, shared, config.loops):
+            if abandoned.is_set():
+                break
+            found.append(matched_loop(a, b, tracks.features, keypoint_track, config.loops))
+        return [loop for loop in found if loop is not None]
+
+    abandoned = threading.Event()
+    with torch_threads(1), ThreadPoolExecutor(1) as pool:  # one for the matcher, one for the mapper
+        matches = pool.submit(work)
+        try:
+            yield matches.result
+        finally:
+            abandoned.set()
+
+
+def _close_loops(m: Map, matches: list[LoopMatch], config: TrackConfig) -> int:
+    """Join tracks of keyframes that see the same place again; returns the number of loops kept."""
+    obs = m.obs
     loops = []
-    for a, b in loop_candidates(tracks.features, shared, config.loops):
-        if not (m.registered[a] and m.registered[b]):
-            continue
-        found = verified_loop(a, b, tracks.features, keypoint_track, m.points, m.pose, m.intrinsics, config.loops)
-        if found is not None:
-            loops.append(found)
+    for loop in matches:
+        if m.registered[loop.a] and m.registered[loop.b]:
+            found = verified_loop(loop, m.points, m.pose, m.intrinsics, config.loops)
+            if found is not None:
+                loops.append(found)
     if not loops:
         return 0
     a, b = np.concatenate([x for x, _ in loops]), np.concatenate([y for _, y in loops])
@@ -525,7 +561,7 @@ def _pose_every_frame(
         tracks.row[o].astype(np.int64),
         compact,
         xy[o],
-        config=BundleConfig(max_iterations=15, loss="cauchy", loss_px=0.5 * m.px),
+        config=BundleConfig(max_iterations=15, loss="cauchy", loss_px=0.5 * m.px, cost_tolerance=1e-4),
         inlier_px=limit,
         free_focal=per_view,
         log_focal_prior=prior,
