@@ -1053,7 +1053,7 @@ class Resected:
     num_inliers: NDArray  # [V]
     num_obs: NDArray  # [V]
     converged: NDArray  # [V] bool
-    focal_sigma: NDArray | None  # [V] standard deviation of log f where it was free, from the view's own residuals
+    focal_sigma: NDArray | None = None  # [V] deviation of log f where it was free, from the view's own residuals
 
 
 def batch_resect(
@@ -1117,10 +1117,15 @@ def batch_resect(
             )
             prior = None
             if log_focal_prior is not None:
-                prior = tuple(np.broadcast_to(np.asarray(p, np.float64), num_views)[views] for p in log_focal_prior)
+                mean, sigma = (np.broadcast_to(np.asarray(p, np.float64), num_views)[views] for p in log_focal_prior)
+                prior = (mean, sigma)
             parts.append(_batch_resect(part, config, inlier_px, free_focal, prior, fixed_translation, device))
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Resected)}
-    return Resected(**{name: None if c[0] is None else np.concatenate(c) for name, c in columns.items()})
+    joined = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in fields(Resected)
+        if field.name != "focal_sigma" or free_focal
+    }
+    return Resected(**joined)
 
 
 def _batch_resect(

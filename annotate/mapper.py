@@ -373,7 +373,7 @@ class Map:
         error = self.residual_px(np.arange(len(obs.view)))
         self.inlier = (error < limit * self.px) & self.aligned
         for v in np.flatnonzero(np.bincount(obs.view[self.inlier], minlength=obs.num_views) < enough):
-            o = self.of_view(v)
+            o = self.of_view(int(v))
             o = o[error[o] < self.config.inlier_px * self.px]
             self.inlier[o[np.argsort(error[o], kind="stable")[:enough]]] = True
         lost = self.has_point & (np.bincount(obs.track[self.inlier], minlength=obs.num_tracks) < 2)

@@ -87,7 +87,8 @@ def _sample(image: NDArray, at: NDArray, spread: NDArray, grid: NDArray) -> NDAr
     """Pixels [n, S] of the patches at `at` [n, 2], spread by `spread` [n, 2, 2]; nan outside the image."""
     where = at[:, :, None].astype(np.float32) + spread.astype(np.float32) @ grid
     x, y = np.ascontiguousarray(where[:, 0]), np.ascontiguousarray(where[:, 1])
-    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
+    patches = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
+    return np.asarray(patches, np.float32)
 
 
 def _templates(images: list[NDArray], view: NDArray, xy: NDArray, config: RefineConfig) -> _Templates:
