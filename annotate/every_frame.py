@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..geometry import interpolate_pose, invert_pose, undistort
 from .bundle import BundleConfig, batch_resect
-from .klt import FeatureTracks
+from .klt import FeatureTracks, without_pictures
 from .mapper import Intrinsics, Map, reprojection_px
 from .solved import Solved, TrackConfig
 
@@ -64,7 +64,7 @@ def pose_every_frame(
     error = m.residual_px(np.flatnonzero(m.inlier))
     has = np.flatnonzero(m.has_point[m.label])
     return Solved(
-        tracks=tracks,
+        tracks=without_pictures(tracks),
         world_from_cam=invert_pose(pose),
         intrinsics=intrinsics,
         per_view=per_view,
@@ -165,7 +165,7 @@ def still(
     home = _median_position(tracks)
     residual = np.linalg.norm(tracks.xy - home, axis=1) if motion == "static" else np.full(len(tracks.row), np.nan)
     return Solved(
-        tracks=tracks,
+        tracks=without_pictures(tracks),
         world_from_cam=pose,
         intrinsics=np.tile(row, (num, 1)),
         per_view=False,

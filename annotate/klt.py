@@ -9,7 +9,7 @@ turn or blur breaks most tracks, LighterGlue bridges the step. Lucas & Kanade 19
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -52,6 +52,11 @@ class FeatureTracks:
     images: list[NDArray[np.uint8]]  # [K] the keyframes' pixels
     features: list[Features]  # [K]
     keypoint_track: list[NDArray[np.int32]]  # [K] the track each keypoint of `features` lies on, -1 for none
+
+
+def without_pictures(tracks: FeatureTracks) -> FeatureTracks:
+    """What is kept of a chunk once it is solved: pictures and descriptors take most of the memory."""
+    return replace(tracks, images=[], features=[], keypoint_track=[])
 
 
 class _Tracker:

@@ -366,13 +366,14 @@ class Map:
     def select(self, limit: float) -> None:
         """Take as inliers the observations within `limit` px of diagonal 800; drop points left with one.
 
-        Once observations have been aligned, only the aligned ones count. A view that this leaves with too few to hold
-        it keeps its best ones, up to `inlier_px`.
+        Once observations have been aligned, only the aligned ones count. Where this leaves a few views with too little
+        to hold them, these keep their best, up to `inlier_px`; where it leaves many, the map is no good.
         """
         obs, enough = self.obs, self.config.min_pose_inliers
         error = self.residual_px(np.arange(len(obs.view)))
         self.inlier = (error < limit * self.px) & self.aligned
-        for v in np.flatnonzero(np.bincount(obs.view[self.inlier], minlength=obs.num_views) < enough):
+        weak = self.registered & (np.bincount(obs.view[self.inlier], minlength=obs.num_views) < enough)
+        for v in np.flatnonzero(weak) if weak.sum() <= 0.2 * self.registered.sum() else ():
             o = self.of_view(int(v))
             o = o[error[o] < self.config.inlier_px * self.px]
             self.inlier[o[np.argsort(error[o], kind="stable")[:enough]]] = True

@@ -478,6 +478,32 @@ def test_batch_resect_finds_every_view():
     assert found.num_inliers[4] == 0 and np.isnan(found.rmse_px[4]) and np.isinf(sigma(found)[4])
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 20])
+def test_batch_resect_in_blocks_equals_all_at_once(at_once, monkeypatch):
+    scene = make_scene(views=20, points=150, zoom=True, noise=0.5, track=20)
+    start = disturb(scene, focal=1.05, shift=0.05)
+    shuffle = np.random.default_rng(0).permutation(len(scene.obs_view))
+    obs = scene.obs_view[shuffle], scene.obs_point[shuffle], scene.obs_xy[shuffle]
+    prior = (np.log(start.intrinsics[:, 0]), np.linspace(0.1, 0.3, 20))
+
+    def resect(views: int):
+        monkeypatch.setattr("longtake.annotate.bundle.CPU_VIEWS", views)
+        return batch_resect(
+            scene.points,
+            start.cam_from_world,
+            start.intrinsics,
+            *obs,
+            config=BundleConfig(loss="cauchy"),
+            inlier_px=3.0,
+            free_focal=True,
+            log_focal_prior=prior,
+        )
+
+    whole, parts = resect(1000), resect(at_once)
+    for name in ("cam_from_world", "intrinsics", "rmse_px", "num_inliers", "num_obs", "focal_sigma"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 def test_batch_resect_agrees_with_adjust():
     scene = make_scene(views=4, points=80)
     start = disturb(scene, focal=1.0)

@@ -95,7 +95,12 @@ def test_verify_names_the_damaged_file(run):
 def test_the_same_command_goes_on(run, server, environment, number, code):
     server.cut_after, server.stall = [25_000_000], True
     with subprocess.Popen(
-        command("fetch", "toy", ANYWHERE), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        command("fetch", "toy", ANYWHERE),
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         assert server.stalled.wait(60)
         (part,) = wait_for_part(Path(environment["HF_HOME"]), 20_971_520)
