@@ -124,17 +124,23 @@ def undistort(xy: NDArray, k1: NDArray | float, k2: NDArray | float, iterations:
     return xy * (r / np.where(rd < 1e-12, 1.0, rd))[..., None] if xy.size else xy
 
 
-def align_similarity(source: NDArray, target: NDArray, *, with_scale: bool = True) -> tuple[float, NDArray, NDArray]:
-    """The similarity s > 0, R, t that minimises sum |target_i - (s R source_i + t)|^2.
+def align_similarity(
+    source: NDArray, target: NDArray, *, with_scale: bool = True, weight: NDArray | None = None
+) -> tuple[float, NDArray, NDArray]:
+    """The similarity s > 0, R, t that minimises sum weight_i |target_i - (s R source_i + t)|^2.
 
     Args:
         source, target: [N, 3] corresponding points.
         with_scale: False keeps s = 1 (a rigid motion).
+        weight: [N] of each pair, at least 0; all equal where None.
 
     Source: Umeyama, TPAMI 13(4), 1991, eqs. 34-43.
     """
-    mu_s, mu_t = source.mean(0), target.mean(0)
+    mu_s, mu_t = np.average(source, 0, weight), np.average(target, 0, weight)
     a, b = source - mu_s, target - mu_t
+    if weight is not None:
+        root = np.sqrt(weight / weight.mean())[:, None]
+        a, b = root * a, root * b
     u, d, vt = np.linalg.svd(b.T @ a / len(source))
     sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
     rotation = (u * sign) @ vt
