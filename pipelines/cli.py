@@ -403,6 +403,53 @@ def score(prediction: Path, truth: Path, /, *, json: Json = False) -> None:
 
 
 @app.command
+def fov(
+    image: str,
+    /,
+    *,
+    intrinsics: str | None = None,
+    row: Path | None = None,
+    clip: str | None = None,
+    frame: int = 0,
+    json: Json = False,
+) -> int:
+    """Say which camera took a picture, by every source at hand, and whether it can be generated from.
+
+    Both fields of view must lie between 25 and 120 degrees; exit code 1 where they do not.
+
+    Parameters
+    ----------
+    image
+        A picture; of a video or a folder the first frame.
+    intrinsics
+        The known camera in pixels: f, or fx,fy,cx,cy, or a file that holds them.
+    row
+        Manifest that has the picture as a frame.
+    clip
+        The clip; the beginning of its id is enough, and the manifest's only one needs none.
+    frame
+        The frame of the clip; its first without it.
+    """
+    from . import fov as pipeline
+    from .annotate import read_intrinsics
+
+    numbers = None if intrinsics is None else read_intrinsics(intrinsics)
+    answer = pipeline.examine(image, numbers=numbers, manifest=row, clip=clip, frame=frame)
+    rows, used = answer.rows(), answer.readings[0]
+    if json:
+        counts = {"used": used.source, "intrinsics": used.intrinsics, "width": used.width, "height": used.height}
+        _print_json(counts | {"problem": answer.problem, "readings": rows, "left_out": answer.left_out})
+    else:
+        _print_rows(rows, False)
+        print(f"{used.source} counts; focal_pct: how much longer the focal length is than by {used.source}")
+        for source, why in answer.left_out.items():
+            print(printable(f"left out: {source}: {why}"))
+    if answer.problem:
+        _complain(answer.problem)
+    return 1 if answer.problem else 0
+
+
+@app.command
 def doctor(*, json: Json = False) -> int:
     """Check whether this machine has all that longtake needs; exit code 3 where something is missing."""
     from dataclasses import asdict
