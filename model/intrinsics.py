@@ -123,7 +123,8 @@ def from_exif(tags: Mapping[int, float], width: int, height: int, *, turned: boo
         fx, fy = focal_mm * per_unit / unit_mm * scale
         found["exif_sensor"] = (fy, fx) if turned else (fx, fy)
     if (focal_35mm := tags.get(exif.FOCAL_35MM, 0)) > 0:
-        found["exif_35mm"] = (focal_35mm / _FILM_DIAGONAL_MM * math.hypot(width, height),) * 2
+        f = focal_35mm / _FILM_DIAGONAL_MM * math.hypot(width, height)
+        found["exif_35mm"] = (f, f)
     return [_centred(source, width, height, fx, fy) for source, (fx, fy) in found.items()]
 
 
