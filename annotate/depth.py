@@ -170,7 +170,7 @@ def _mean_motion(w: NDArray[np.float64], log_scale: float) -> NDArray[np.float64
     """The integral over u from 0 to 1 of exp(u (log_scale I + [w]_x)), [3, 3]."""
     generator = np.zeros((6, 6))
     generator[:3, :3], generator[:3, 3:] = log_scale * np.eye(3) + skew(w), np.eye(3)
-    return expm(generator)[:3, 3:]
+    return np.asarray(expm(generator), np.float64)[:3, 3:]
 
 
 def robust_similarity(
@@ -377,7 +377,7 @@ def _frame(index: int, found: WindowGeometry, i: int, scale: float) -> FrameDept
     from ..model.pi3x.geometry import intrinsics_from_points
 
     confidence, points = found.confidence[i].copy(), found.cam_points[i]  # no view, which would hold the window
-    known = np.where(confidence[..., None] > 0, points, np.float32([0, 0, 1]))
+    known = np.where(confidence[..., None] > 0, points, np.array([0, 0, 1], np.float32))
     k = intrinsics_from_points(torch.from_numpy(known), centred=True, weight=torch.from_numpy(confidence))
     depth = np.where(np.isfinite(points).all(-1) & (points[..., 2] > 0), scale * points[..., 2], np.nan)
     return FrameDepth(

@@ -287,18 +287,18 @@ def test_loops_are_shared_out_by_least_squares():
 
 
 def test_loops_close_the_drift_of_scale():
-    cameras = path(121)  # a full turn: the last frame stands where the first stood
-    backend = Known(cameras, drift=0.004)
-    depths, chain = run(backend, 121)
+    cameras = path(61, turn_deg=6)  # a full turn: the last frame stands where the first stood
+    backend = Known(cameras, drift=0.008)
+    depths, chain = run(backend, 61)
     open_depth, open_place, _ = errors(cameras, depths, chain, backend.scales[0])
-    assert open_depth > 0.5  # exp(0.004 * 120) - 1: the chain alone follows the drift
-    loops = [(0, 120), (2, 117), (1, 119)]
-    backend = Known(cameras, drift=0.004)
-    depths, track = run(backend, 121, loops=loops)
+    assert open_depth > 0.5  # exp(0.008 * 60) - 1: the chain alone follows the drift
+    loops = [(0, 60), (2, 57), (1, 59)]
+    backend = Known(cameras, drift=0.008)
+    depths, track = run(backend, 61, loops=loops)
     closed_depth, closed_place, _ = errors(cameras, depths, track, backend.scales[0])
     assert sorted(track.loops_closed) == sorted(loops) and not track.loops_refused
     assert closed_place < open_place / 3
-    last = np.nanmedian(depths[120].depth * track.correction[120] / depth_map(120)) / backend.scales[0]
+    last = np.nanmedian(depths[60].depth * track.correction[60] / depth_map(60)) / backend.scales[0]
     assert abs(np.log(last)) < 0.05  # of 0.48
     assert closed_depth < open_depth / 3
 
@@ -334,7 +334,7 @@ def test_frames_stream_through():
     """Never more than a window of pictures is held, nor a window's maps while the next is computed."""
     alive, most, given = weakref.WeakSet(), 0, 0
     maps: list[weakref.ref] = []
-    backend = Known(path(60))
+    backend = Known(path(30))
 
     class Picture(np.ndarray):
         pass  # can be in a set, by identity
@@ -344,7 +344,7 @@ def test_frames_stream_through():
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         nonlocal most, given
-        for i in range(60):
+        for i in range(30):
             given += 1
             yield tracked(i)
             most = max(most, len(alive))
@@ -360,9 +360,10 @@ def test_frames_stream_through():
         maps.extend([weakref.ref(found.cam_points), weakref.ref(found.confidence)])
         return found
 
+    count = 0
     for count, item in enumerate(clip_depth(pictures(), reconstruct, CONFIG), start=1):
         assert isinstance(item, DepthTrack) or given < count + CONFIG.length
-    assert count == 61
+    assert count == 31
     assert most <= CONFIG.length
     assert max(len(frames) for frames in backend.requests) <= CONFIG.length
 
@@ -406,7 +407,7 @@ def behind(found: WindowGeometry) -> WindowGeometry:
 
 
 def infinite_pose(found: WindowGeometry) -> WindowGeometry:
-    return replace(found, world_from_cam=found.world_from_cam * np.inf)
+    return replace(found, world_from_cam=np.full_like(found.world_from_cam, np.inf))
 
 
 def scaled_rotation(found: WindowGeometry) -> WindowGeometry:
@@ -478,13 +479,32 @@ def test_unknown_points_are_left_out():
         np.testing.assert_allclose(d.focal_px, FOCAL, rtol=1e-5)
 
 
+def test_the_rim_of_a_thing_is_no_surface():
+    """Where depth jumps, points lie between two things, and no window is joined by them."""
+    backend = Known(path(3))
+
+    def box(stack: NDArray[np.uint8]) -> WindowGeometry:
+        found = backend(stack)
+        found.cam_points[:, 10:18, 12:30] *= 0.5
+        return found
+
+    depths, _ = run(box, 3)
+    rim = np.zeros((HEIGHT, WIDTH), bool)
+    rim[9:19, 11:31] = True
+    rim[11:17, 13:29] = False
+    for d in depths:
+        assert (d.confidence[rim] == 0).all()
+        assert (d.confidence[~rim] > 0).mean() > 0.85
+        assert np.isfinite(d.depth).all()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda f, k: replace(f, cam_points=f.cam_points * np.float32(30**k)), "times as large"),
         (lambda f, k: replace(f, confidence=np.where(np.arange(WIDTH) % 20 == k, f.confidence, 0)), "not of 100"),
         (lambda f, k: replace(f, world_from_cam=f.world_from_cam[:: -1 if k else 1]), "differ by"),
-        (lambda f, k: replace(f, cam_points=f.cam_points * np.float32([1e-8, 1e-8, 1])), "on a line"),
+        (lambda f, k: replace(f, cam_points=f.cam_points * np.array([1e-8, 1e-8, 1], np.float32)), "on a line"),
     ],
 )
 def test_windows_that_cannot_be_joined(change, words):
@@ -578,13 +598,13 @@ def test_pi3x_in_one_window_is_one_pass(net):
 
 def test_pi3x_in_windows(net):
     """Random weights see no scene, so the windows do not agree; the joins must hold all the same."""
-    pictures = list(shrunk(noise(11), pixel_limit=6000))
-    config = replace(UNEDGED, length=6, overlap=3, max_spread=1e9)
+    pictures = list(shrunk(noise(7), pixel_limit=3000))
+    config = replace(UNEDGED, length=4, overlap=2, max_spread=1e9)
     backend = pi3x_backend(net, precision="float32")
-    *depths, track = clip_depth(pictures, backend, config, loops=[(1, 9)])
+    *depths, track = clip_depth(pictures, backend, config, loops=[(1, 6)])
     assert isinstance(track, DepthTrack), track
-    assert len(depths) == len(track.world_from_cam) == 11
-    assert track.window.tolist() == [0] * 6 + [1] * 3 + [2] * 2
+    assert len(depths) == len(track.world_from_cam) == 7
+    assert track.window.tolist() == [0] * 4 + [1] * 2 + [2]
     assert np.isfinite(track.world_from_cam).all()
     np.testing.assert_allclose(np.linalg.det(track.world_from_cam[:, :3, :3]), 1, rtol=1e-9)
     assert len(track.loops_closed) + len(track.loops_refused) == 1
