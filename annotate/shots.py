@@ -45,7 +45,7 @@ class ShotsConfig:
     flash_s: float = 0.25  # a near-constant stretch up to this long is a flash if the scene goes on after it
     dissolve_change: float = 8.0  # half the colour change from before to after
     dissolve_ratio: float = 0.6  # distance of the frame from midway, over that
-    dissolve_share: float = 0.7  # the weight in the middle frame of what it has in common with either side
+    dissolve_share: float = 0.75  # the weight in the middle frame of what it has in common with either side
     blind_ratio: float = 0.25  # where nothing can be matched; twice that where the change is larger than
     blind_change: float = 20.0
     next_share: float = 0.85  # least weight in a frame of what it has in common with the one before, and back

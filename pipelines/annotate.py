@@ -129,7 +129,7 @@ def _sheet(
 
 
 PROBE = Stage(name="probe", version=1, fn=_probe)
-SHOTS = Stage(name="shots", version=1, fn=_shots)
+SHOTS = Stage(name="shots", version=2, fn=_shots)
 TRACK = Stage(name="track", version=3, fn=_track, resources=Resources(cpus=1, memory_bytes=2 << 30))
 QUALITY = Stage(name="quality", version=1, fn=_quality)
 SHEET = Stage(name="sheet", version=1, fn=_sheet)

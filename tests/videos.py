@@ -87,7 +87,7 @@ def write(
     """Encode pictures at `fps`, or at `times_ms` of their own. The container follows from the name."""
     path = Path(path)
     defaults = {
-        "libx264": {"preset": "veryfast", "crf": "20"},
+        "libx264": {"preset": "veryfast", "crf": "20", "threads": "1"},  # the same bytes every time
         "libx265": {"x265-params": "log-level=none", "crf": "20"},
     }
     with av.open(str(path), "w", options=container_options or {}) as container:
