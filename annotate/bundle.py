@@ -1137,18 +1137,18 @@ def _batch_resect(
     fixed_translation: bool,
     device: torch.device,
 ) -> Resected:
+    """`batch_resect` of views at once; observations are sorted by view."""
     num_views = len(problem.cam_from_world)
-    order = np.argsort(problem.obs_view, kind="stable")
 
     def to_device(array: NDArray) -> Tensor:
         return torch.tensor(np.ascontiguousarray(array), device=device)
 
     all_counts = np.bincount(problem.obs_view, minlength=num_views)
     counts = to_device(all_counts)
-    xyz = to_device(np.asarray(problem.points, np.float64)[problem.obs_point[order]].T)
-    xy = to_device(np.asarray(problem.obs_xy, np.float64)[order].T)
+    xyz = to_device(np.asarray(problem.points, np.float64)[problem.obs_point].T)
+    xy = to_device(np.asarray(problem.obs_xy, np.float64).T)
     weight = to_device(
-        np.ones(len(order)) if problem.obs_weight is None else np.asarray(problem.obs_weight, np.float64)[order]
+        np.ones(len(problem.obs_xy)) if problem.obs_weight is None else np.asarray(problem.obs_weight, np.float64)
     )
     pose = np.asarray(problem.cam_from_world, np.float64)
     intrinsics = np.asarray(problem.intrinsics, np.float64)
@@ -1156,8 +1156,7 @@ def _batch_resect(
     size = dof + len(free)
     mean, precision = torch.zeros(num_views, device=device).double(), torch.zeros(num_views, device=device).double()
     if log_focal_prior is not None and free_focal:
-        mean = to_device(np.broadcast_to(np.asarray(log_focal_prior[0], np.float64), num_views))
-        precision = to_device(np.broadcast_to(np.asarray(log_focal_prior[1], np.float64), num_views)) ** -2
+        mean, precision = to_device(log_focal_prior[0]), to_device(log_focal_prior[1]) ** -2
 
     rotation, translation = to_device(pose[:, :3, :3]), to_device(pose[:, :3, 3])
     log_f = to_device(np.log(intrinsics[:, 0]))

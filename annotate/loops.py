@@ -13,7 +13,7 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
-from ..geometry import angle_between_deg, undistort
+from ..geometry import angle_between_deg, camera_centres, undistort
 from .features import Features, match, similarity
 from .twoview import relate
 
@@ -106,7 +106,7 @@ def verified_loop(
     inlier = np.array(info["inliers"], bool)
     if inlier.sum() < max(12, 0.5 * posed.sum()):
         return None
-    centres = -(np.swapaxes(cam_from_world[:, :3, :3], 1, 2) @ cam_from_world[:, :3, 3:])[..., 0]
+    centres = camera_centres(cam_from_world)
     walk = centres[a : b + 1]
     walk = walk[np.isfinite(walk[:, 0])]
     path = np.linalg.norm(np.diff(walk, axis=0), axis=1).sum()

@@ -13,7 +13,7 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
-from ..geometry import distort, undistort
+from ..geometry import camera_centres, distort, undistort
 from .bundle import Adjusted, Bundle, BundleConfig, adjust
 from .refine import RefineConfig, reference_observations, refine_observations
 
@@ -71,17 +71,24 @@ class Intrinsics:
     per_view: bool = False  # one focal length a view, smooth in time, instead of one for all
 
 
+def project(cam_from_world: NDArray, intrinsics: NDArray, points: NDArray) -> tuple[NDArray, NDArray]:
+    """Pixels [n, 2] and depths [n] of points [n, 3] in cameras [n, 4, 4] with intrinsics [n, 6], or in a single one."""
+    x = (cam_from_world[..., :3, :3] @ points[..., None])[..., 0] + cam_from_world[..., :3, 3]
+    k = intrinsics
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        xy = distort(x[:, :2] / x[:, 2:], k[..., 4], k[..., 5]) * k[..., :2] + k[..., 2:4]
+    return xy, x[:, 2]
+
+
 def reprojection_px(cam_from_world: NDArray, intrinsics: NDArray, points: NDArray, xy: NDArray) -> NDArray:
     """Distance [n] of points [n, 3], seen by cameras [n, 4, 4] with intrinsics [n, 6], from where they were seen.
 
     inf behind the camera, nan without a point or a pose.
     """
-    x = (cam_from_world[:, :3, :3] @ points[..., None])[..., 0] + cam_from_world[:, :3, 3]
-    k = intrinsics
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        predicted = distort(x[:, :2] / x[:, 2:], k[:, 4], k[:, 5]) * k[:, :2] + k[:, 2:4]
+    predicted, depth = project(cam_from_world, intrinsics, points)
+    with np.errstate(invalid="ignore", over="ignore"):
         error = np.linalg.norm(predicted - xy, axis=1)
-    return np.where(x[:, 2] > 0, error, np.where(np.isnan(x[:, 2]), np.nan, np.inf))
+    return np.where(depth > 0, error, np.where(np.isnan(depth), np.nan, np.inf))
 
 
 class Map:
@@ -141,7 +148,7 @@ class Map:
 
     def centre(self) -> NDArray:
         """Camera centres [V, 3]."""
-        return -(np.swapaxes(self.pose[:, :3, :3], 1, 2) @ self.pose[:, :3, 3:])[..., 0]
+        return camera_centres(self.pose)
 
     # ---- growing -----------------------------------------------------------------------------------------------
 
@@ -418,19 +425,17 @@ class Map:
         self.select(self.config.inlier_px)
         self.triangulate()
 
-    def polish(self, images: list[NDArray[np.uint8]], *, rounds: int) -> Adjusted | None:
+    def polish(self, images: list[NDArray[np.uint8]], *, rounds: int) -> None:
         """Free the lens, then align all observations by their pixels and adjust, `rounds` times."""
         self.free_lens = True
         self.bundle(iterations=12)
-        result = None
         for k in range(rounds):
             self.align(images)
             self.select(2 * self.config.final_px)
             self.bundle(iterations=15, loss_px=0.5)
             self.select(self.config.final_px)
             last = k == rounds - 1
-            result = self.bundle(iterations=20, loss_px=0.3, tolerance=1e-5 if last else 1e-4, covariance=last)
-        return result
+            self.bundle(iterations=20, loss_px=0.3, tolerance=1e-5 if last else 1e-4, covariance=last)
 
     def align(self, images: list[NDArray[np.uint8]]) -> None:
         """Sub-pixel positions for the observations of all points."""
@@ -476,18 +481,16 @@ class Map:
         far_home = np.linalg.norm(ray_home, axis=1)
         found_view, found_rank, found_xy = [], [], []
         for v in np.flatnonzero(self.registered):
-            x = points @ self.pose[v, :3, :3].T + self.pose[v, :3, 3]
-            k = self.intrinsics[v]
+            xy, depth = project(self.pose[v], self.intrinsics[v], points)
             ray = points - centre[v]
             far = np.linalg.norm(ray, axis=1)
-            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-                xy = distort(x[:, :2] / x[:, 2:], k[4], k[5]) * k[:2] + k[2:4]
+            with np.errstate(invalid="ignore", divide="ignore"):
                 cosine = (ray * ray_home).sum(1) / (far * far_home)
-                size = np.abs(np.log(k[0] / self.intrinsics[home, 0] * far_home / far))
+                size = np.abs(np.log(self.intrinsics[v, 0] / self.intrinsics[home, 0] * far_home / far))
                 inside = ((xy > 8) & (xy < [obs.width - 9, obs.height - 9])).all(1)
                 alike = (cosine > np.cos(np.radians(config.again_deg))) & (size < np.log(config.again_size))
             o = np.flatnonzero(
-                inside & alike & (x[:, 2] > 0) & ~seen[v, tracks] & ((v + tracks) % config.again_every == 0)
+                inside & alike & (depth > 0) & ~seen[v, tracks] & ((v + tracks) % config.again_every == 0)
             )
             found_view.append(np.full(len(o), v))
             found_rank.append(o)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry import distort, undistort
+from ..geometry import camera_centres, distort, undistort
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def refine_observations(
     alone, template = np.unique(reference, return_inverse=True)
     known = _templates(smooth, view[alone], xy[alone], config)
     correlation[alone] = 1.0
+    to_align = (reference != np.arange(len(view))) & ~known.weak[template]
     for v, image in enumerate(smooth):
-        o = np.flatnonzero((view == v) & (reference != np.arange(len(view))) & ~known.weak[template])
+        o = np.flatnonzero((view == v) & to_align)
         if len(o):
             moved[o], correlation[o] = _align(image, xy[o], warp[o], template[o], known, config)
     return moved, correlation
@@ -172,8 +173,7 @@ def reference_observations(
     """For each observation [O], the observation of its track seen from nearest to the track's mean direction."""
     if not len(view):
         return np.zeros(0, np.int64)
-    centre = -(np.swapaxes(cam_from_world[:, :3, :3], 1, 2) @ cam_from_world[:, :3, 3:])[..., 0]
-    ray = points[track] - centre[view]
+    ray = points[track] - camera_centres(cam_from_world)[view]
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
     mean = np.stack([np.bincount(track, ray[:, i], len(points)) for i in range(3)], 1)[track]
     score = (ray * mean).sum(1)

@@ -87,7 +87,7 @@ def fetch(
     for network in chosen:
         known = hub.record(network)
         if known is not None and revision in (None, known.revision):
-            rows[network.name] = _facts(network) | {"problem": None, "lacking": False}
+            rows[network.name] = _result(network)
             continue
         try:
             jobs.append(hub.ask(network, revision))
@@ -96,7 +96,7 @@ def fetch(
                 raise
             rows[network.name] = _row(network, lambda n=network: hub.adopt_cached(n))
         except LongtakeError as error:
-            rows[network.name] = _facts(network) | {"problem": str(error), "lacking": False}
+            rows[network.name] = _result(network, str(error))
     hub.check_room(sum(job.missing_bytes for job in jobs))
     for job in jobs:
         rows[job.network.name] = _row(job.network, lambda j=job: hub.download(j))
@@ -109,7 +109,7 @@ def verify(names: Iterable[str]) -> list[Row]:
     rows = []
     for network in chosen:
         problems = hub.verify(network)
-        rows.append(_facts(network) | {"problem": "; ".join(problems) or None, "lacking": False})
+        rows.append(_result(network, "; ".join(problems) or None))
     return rows
 
 
@@ -150,17 +150,21 @@ def _size(num_bytes: int, exact: bool) -> str:
     return f"{'' if exact else 'about '}{hub.in_words(num_bytes)}"
 
 
+def _result(network: Network, problem: str | None = None, *, lacking: bool = False) -> Row:
+    return _facts(network) | {"problem": problem, "lacking": lacking}
+
+
 def _row(network: Network, work: Any) -> Row:
     try:
         work()
     except MissingPart as error:
-        return _facts(network) | {"problem": str(error), "lacking": True}
+        return _result(network, str(error), lacking=True)
     except OSError as error:  # the disk is full, or may not be written
         words = f"{network.name}: {error}. What was downloaded stays: the same command goes on there"
-        return _facts(network) | {"problem": words, "lacking": True}
+        return _result(network, words, lacking=True)
     except LongtakeError as error:
-        return _facts(network) | {"problem": str(error), "lacking": False}
-    return _facts(network) | {"problem": None, "lacking": False}
+        return _result(network, str(error))
+    return _result(network)
 
 
 def _obstacles(*checks: Any) -> list[str]:

@@ -98,6 +98,11 @@ def pose(rotation: NDArray, translation: NDArray) -> NDArray:
     return out
 
 
+def camera_centres(cam_from_world: NDArray) -> NDArray:
+    """[..., 3] where the cameras [..., 4, 4] stand in the world."""
+    return -(np.swapaxes(cam_from_world[..., :3, :3], -1, -2) @ cam_from_world[..., :3, 3:])[..., 0]
+
+
 def interpolate_pose(a: NDArray, b: NDArray, s: NDArray) -> NDArray:
     """Rigid motions at fractions s [N] from a to b [4, 4]: constant angular velocity, straight translation."""
     s = np.asarray(s, np.float64)

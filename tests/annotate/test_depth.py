@@ -41,33 +41,17 @@ from longtake.model import dinov2
 from longtake.model.moge2 import config as moge2_config
 from longtake.model.moge2.infer import infer
 from longtake.model.moge2.network import MoGe2
-from longtake.model.pi3x.config import Pi3XConfig
 from longtake.model.pi3x.load import load
 from longtake.model.pi3x.network import Pi3X
 from longtake.records import LongtakeError, Rejected
+
+from ..model.test_pi3x import TINY
 
 HEIGHT, WIDTH = 28, 42
 FOCAL = 30.0
 CONFIG = DepthConfig(length=8, overlap=3)
 UNEDGED = DepthConfig(min_confidence=0.0, edge_jump=np.inf)  # random weights see edges everywhere
 IDENTITY = Similarity(1.0, np.eye(3), np.zeros(3))
-TINY = Pi3XConfig(
-    width=32,
-    heads=2,
-    grid=5,
-    encoder_depth=2,
-    encoder_registers=4,
-    decoder_depth=36,
-    decoder_registers=5,
-    pose_blocks=(1, 9, 17, 25, 33),
-    head_depth=5,
-    camera_width=16,
-    metric_width=16,
-    metric_heads=1,
-    conv_widths=(32, 16, 16),
-    conv_blocks=2,
-    conv_last=8,
-)
 
 
 def picture(frame: int) -> NDArray[np.uint8]:
