@@ -48,6 +48,8 @@ class Bundle:
     obs_point: NDArray  # [O]
     obs_xy: NDArray  # [O, 2] pixels
     obs_weight: NDArray | None = None  # [O] 1 / sigma in 1 / pixel; None means 1
+    obs_log_depth: NDArray | None = None  # [O] log of the point's depth along the optical axis, as something else says
+    obs_depth_weight: NDArray | None = None  # [O] 1 / sigma of that, in the units of the pixels' cost; 0: unknown
 
     def __post_init__(self) -> None:
         num_views, num_obs = len(self.cam_from_world), len(self.obs_view)
@@ -60,8 +62,11 @@ class Bundle:
             "obs_point": (num_obs,),
             "obs_xy": (num_obs, 2),
         }
-        if self.obs_weight is not None:
-            shapes["obs_weight"] = (num_obs,)
+        for name in ("obs_weight", "obs_log_depth", "obs_depth_weight"):
+            if getattr(self, name) is not None:
+                shapes[name] = (num_obs,)
+        if (self.obs_log_depth is None) != (self.obs_depth_weight is None):
+            raise ValueError("Bundle.obs_log_depth and obs_depth_weight belong together: give both or neither")
         for name, shape in shapes.items():
             value = getattr(self, name)
             if np.shape(value) != shape:
@@ -85,6 +90,7 @@ class BundleConfig:
     max_iterations: int = 50
     loss: Loss = "none"
     loss_px: float = 1.0
+    depth_loss: float = 0.6  # where a Cauchy kernel bends the weighted residuals of depth
     cost_tolerance: float = 1e-6  # stop where an accepted step lowers the cost by less than this share
     cheirality: bool = True  # False lets points project from behind a camera, as the BAL benchmark's cost does
     initial_damping: float = 1e-4  # of the diagonal of J^T J
@@ -128,6 +134,8 @@ def adjust(
     device: str | torch.device = "cpu",
 ) -> Adjusted:
     """Minimise 0.5 sum rho(|weight (predicted - observed)|^2) + priors over poses, points and free intrinsics.
+
+    Where the problem has depths, rho'((depth weight (log z - log depth))^2) is added for each, rho' that of Cauchy.
 
     Args:
         free_intrinsics: which of "f", "aspect", "cx", "cy", "k1", "k2" may move, in every group.
@@ -400,6 +408,10 @@ class _Layout:
         self.xy = self.to_device(np.asarray(problem.obs_xy, np.float64)[order].T)
         weight = problem.obs_weight
         self.weight = None if weight is None else self.to_device(np.asarray(weight, np.float64)[order])
+        self.log_depth = self.depth_weight = None
+        if problem.obs_log_depth is not None:
+            self.log_depth = self.to_device(np.asarray(problem.obs_log_depth, np.float64)[order])
+            self.depth_weight = self.to_device(np.asarray(problem.obs_depth_weight, np.float64)[order])
         self.group = self.to_device(group)
         self.local = self.to_device(local)
         self.theta_parameter = self.to_device(self.theta_index)
@@ -711,6 +723,7 @@ class _Evaluation:
     camera: Tensor  # [18, O]
     projection: _Projection
     square: Tensor  # [O] weighted squared residual
+    off_depth: Tensor | None  # [O] weighted residual of log depth
 
 
 def _evaluate(layout: _Layout, priors: _Priors, config: BundleConfig, state: _State) -> _Evaluation:
@@ -720,18 +733,22 @@ def _evaluate(layout: _Layout, priors: _Priors, config: BundleConfig, state: _St
     if layout.weight is not None:
         square = square * layout.weight**2
     cost = _robust(config.loss, config.loss_px, square)[0].sum()
+    off_depth = None
+    if layout.log_depth is not None:
+        off_depth = (projection.depth.log() - layout.log_depth) * (layout.depth_weight * projection.front)
+        cost = cost + _robust("cauchy", config.depth_loss, off_depth * off_depth)[0].sum()
     if priors.any:
         own, steps = priors.residuals(state.theta)
         cost = cost + (own * own).sum() + (steps * steps).sum()
-    return _Evaluation(0.5 * float(cost), camera, projection, square)
+    return _Evaluation(0.5 * float(cost), camera, projection, square, off_depth)
 
 
 @dataclass(frozen=True, eq=False)
 class _System:
     """The normal equations of one linearisation, before damping."""
 
-    camera_jacobian: Tensor  # [2, L, O]
-    point_jacobian: Tensor  # [2, 3, O]
+    camera_jacobian: Tensor  # [2, L, O], or 3 with the row of log depth
+    point_jacobian: Tensor  # [2, 3, O], likewise
     blocks: Tensor  # [V, L, L] J^T J of each view's local parameters
     camera_diagonal: Tensor  # [n + 1] priors included
     camera_gradient: Tensor  # [n + 1]
@@ -773,6 +790,18 @@ def _jacobians(camera: Tensor, p: _Projection, scale: Tensor, pose_dof: int, fre
     return jacobian, by_world
 
 
+def _depth_jacobians(
+    camera: Tensor, p: _Projection, scale: Tensor, num_local: int, pose_dof: int
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of scale * log depth by pose and free intrinsics [L, O] and by the point [3, O]."""
+    over_depth = scale * p.front / p.depth
+    jacobian = p.n.new_zeros(num_local, p.n.shape[1])
+    jacobian[0], jacobian[1] = p.x_cam[1] * over_depth, -p.x_cam[0] * over_depth
+    if pose_dof == 6:
+        jacobian[5] = over_depth
+    return jacobian, camera[6:9] * over_depth
+
+
 def _linearise(
     layout: _Layout, priors: _Priors, config: BundleConfig, state: _State, evaluation: _Evaluation
 ) -> _System:
@@ -782,6 +811,11 @@ def _linearise(
         scale = scale * layout.weight
     jacobian, by_point = _jacobians(camera, p, scale, layout.pose_dof, layout.free)
     residual = p.residual * scale
+    if evaluation.off_depth is not None:
+        pull = _robust("cauchy", config.depth_loss, evaluation.off_depth**2)[1].sqrt()
+        by_pose, by_xyz = _depth_jacobians(camera, p, layout.depth_weight * pull, layout.num_local, layout.pose_dof)
+        jacobian, by_point = torch.cat([jacobian, by_pose[None]]), torch.cat([by_point, by_xyz[None]])
+        residual = torch.cat([residual, (evaluation.off_depth * pull)[None]])
     if layout.point_free is not None:
         by_point *= layout.point_free.index_select(0, layout.point)
 
@@ -810,8 +844,8 @@ def _view_blocks(jacobian: Tensor, residual: Tensor, bounds: list[int]) -> Tenso
     both = torch.cat([jacobian, residual[:, None]], 1)
     out = both.new_zeros(len(bounds) - 1, both.shape[1], both.shape[1])
     for block, begin, end in zip(out, bounds[:-1], bounds[1:], strict=True):
-        u, v = both[0, :, begin:end], both[1, :, begin:end]
-        torch.mm(u, u.T, out=block).addmm_(v, v.T)
+        for row in both[:, :, begin:end]:
+            block.addmm_(row, row.T)
     return out
 
 
@@ -859,7 +893,9 @@ def _reduced(layout: _Layout, system: _System, white: Tensor) -> Tensor:
     z = j.new_empty(num_obs + 1, 3, num_local)  # J_camera^T white, per observation; the last is the tiles' padding
     z[num_obs] = 0
     by_row = z[:num_obs].permute(1, 2, 0)
-    torch.mul(j[0][None], white[0][:, None], out=by_row).addcmul_(j[1][None], white[1][:, None])
+    torch.mul(j[0][None], white[0][:, None], out=by_row)
+    for row, white_row in zip(j[1:], white[1:], strict=True):
+        by_row.addcmul_(row[None], white_row[:, None])
     z = z.view(num_obs + 1, -1)
     blocks = layout.blocks
     assert blocks is not None

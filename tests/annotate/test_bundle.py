@@ -564,3 +564,76 @@ def test_errors_say_what_was_wrong():
         replace(scene, obs_point=np.where(np.arange(len(scene.obs_point)) == 3, 99, scene.obs_point))
     with pytest.raises(ValueError, match=r"Bundle.points is not finite"):
         replace(scene, points=np.full_like(scene.points, np.nan))
+
+
+def with_depth(scene: Bundle, *, noise: float = 0.0, sigma: float = 0.03, seed: int = 2) -> Bundle:
+    """The scene with what a depth sensor says of every second observation, its relative errors of this size."""
+    in_camera = np.einsum("oij,oj->oi", scene.cam_from_world[scene.obs_view, :3, :3], scene.points[scene.obs_point])
+    depth = in_camera[:, 2] + scene.cam_from_world[scene.obs_view, 2, 3]
+    errors = noise * np.random.default_rng(seed).normal(size=len(depth))
+    known = np.arange(len(depth)) % 2 == 0
+    return replace(
+        scene,
+        obs_log_depth=np.where(known, np.log(depth) + errors, 0.0),
+        obs_depth_weight=np.where(known, 0.3 / sigma, 0.0),
+    )
+
+
+@pytest.mark.parametrize("direct_limit", [50_000_000, 0])
+def test_depth_holds_the_scale_that_pictures_leave_open(direct_limit: int) -> None:
+    scene = with_depth(make_scene(noise=0.0))
+    start = disturb(scene)
+    start = replace(start, points=1.3 * start.points)
+    start.cam_from_world[:, :3, 3] *= 1.3
+    config = BundleConfig(max_iterations=60, cost_tolerance=1e-12, direct_limit=direct_limit, cg_tolerance=1e-8)
+    found = adjust(start, config, free_intrinsics=frozenset({"f", "k1", "k2"}))
+    between = found.bundle.cam_from_world[1:] @ invert_pose(found.bundle.cam_from_world[:1])
+    truth = scene.cam_from_world[1:] @ invert_pose(scene.cam_from_world[:1])
+    assert np.abs(between - truth).max() < 1e-5
+    assert found.iterations < 40
+    without = adjust(
+        replace(start, obs_log_depth=None, obs_depth_weight=None), config, free_intrinsics=frozenset({"f", "k1", "k2"})
+    )
+    scale = np.linalg.norm(without.bundle.cam_from_world[-1, :3, 3]) / np.linalg.norm(scene.cam_from_world[-1, :3, 3])
+    assert abs(scale - 1) > 0.1
+
+
+def test_depth_makes_little_parallax_enough() -> None:
+    scene = make_scene(noise=0.2, k1=0.0, k2=0.0, points=200)
+    poses = invert_pose(scene.cam_from_world)
+    poses[:, :3, 3] *= 0.01  # less than a degree of parallax
+    scene = replace(scene, cam_from_world=invert_pose(poses))
+    in_camera = np.einsum("oij,oj->oi", scene.cam_from_world[scene.obs_view, :3, :3], scene.points[scene.obs_point])
+    in_camera += scene.cam_from_world[scene.obs_view, :3, 3]
+    rng = np.random.default_rng(5)
+    xy = 600 * in_camera[:, :2] / in_camera[:, 2:] + [320, 240] + 0.2 * rng.normal(size=(len(in_camera), 2))
+    scene = replace(scene, obs_xy=xy)
+    known = with_depth(scene, noise=0.03)
+    errors = []
+    for problem in (scene, known):
+        start = disturb(problem, focal=1.0, turn=0.001, shift=0.003)
+        found = adjust(start, BundleConfig(max_iterations=50), free_intrinsics=frozenset())
+        seen = np.bincount(scene.obs_point, minlength=len(scene.points)) > 1
+        move = invert_pose(scene.cam_from_world[0]) @ found.bundle.cam_from_world[0]
+        points = found.bundle.points @ move[:3, :3].T + move[:3, 3]
+        errors.append(float(np.median(np.abs(np.log(points[seen, 2] / scene.points[seen, 2])))))
+    assert errors[1] < 0.02 < 0.05 < errors[0]
+
+
+def test_depth_that_is_wrong_here_and_there_is_left_out() -> None:
+    scene = with_depth(make_scene(noise=0.2), noise=0.02)
+    rng = np.random.default_rng(7)
+    assert scene.obs_log_depth is not None
+    off = np.where(rng.random(len(scene.obs_xy)) < 0.2, np.log(3.0), 0.0)
+    wrong = replace(scene, obs_log_depth=scene.obs_log_depth + off)
+    lens = frozenset({"f", "k1", "k2"})
+    found = adjust(disturb(wrong), BundleConfig(max_iterations=50, loss="cauchy"), free_intrinsics=lens)
+    a, b = invert_pose(found.bundle.cam_from_world), invert_pose(scene.cam_from_world)
+    scale, _, _ = align_similarity(a[:, :3, 3], b[:, :3, 3])
+    assert abs(scale - 1) < 0.02
+
+
+def test_depth_needs_its_weights() -> None:
+    scene = with_depth(make_scene())
+    with pytest.raises(ValueError, match="belong together"):
+        replace(scene, obs_depth_weight=None)
