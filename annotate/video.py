@@ -227,6 +227,39 @@ def frames(
         raise BadMedia("undecodable", f"{info.path}: not one of its {info.num_frames} frames can be decoded.")
 
 
+def pictures(
+    info: VideoInfo,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    every_s: float = 0.0,
+    crop: tuple[int, int, int, int] | None = None,
+    max_side: int | None = None,
+    config: VideoConfig = VideoConfig(),
+) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+    """Decode frames start .. stop-1 in order: their numbers and RGB pictures [h, w, 3], cropped and shrunk as `frames`.
+
+    Frames that cannot be decoded are absent. The decoding process ends with the generator.
+
+    Args:
+        every_s: leave out frames that are shown less than this after the last one that was not left out.
+
+    Raises:
+        BadMedia: as `frames`, but for undecodable.
+    """
+    stop = info.num_frames if stop is None else stop
+    if not 0 <= start <= stop <= info.num_frames:
+        raise ValueError(f"{info.path}: frames {start} .. {stop} of {info.num_frames}")
+    wanted, last_ns = [], -np.inf
+    for index, pts_ns in enumerate(info.pts_ns[start:stop].tolist(), start):
+        if pts_ns - last_ns >= every_s * NS:
+            wanted.append(index)
+            last_ns = pts_ns
+    with _pictures(info, "rgb", np.array(wanted, np.int64), crop, max_side, config) as decoder:
+        for header, (rgb,) in decoder.messages("frame"):
+            yield header["index"], rgb
+
+
 def read_rgb(
     info: VideoInfo,
     indices: Sequence[int],

@@ -124,7 +124,8 @@ class Track:
     pose_valid: NDArray[np.bool_]  # [T]
     intrinsics: NDArray[np.float64]  # [T, 4] fx, fy, cx, cy
     intrinsics_mode: str  # "static" (one set for the shot) or "per_frame"
-    focal_status: str  # "estimated", "given", or "undetermined" (the motion does not determine it: value is a prior)
+    focal_status: str  # "estimated" from the motion, "given", "predicted" (a network's word for it, the motion does not
+    # determine it), or "undetermined" (nothing does: value is a prior)
     focal_sigma: NDArray[np.float64]  # [T] relative standard deviation of the focal length; nan where not estimated
     distortion_model: str  # "none" or "opencv_radial"
     distortion: tuple[float, ...]  # (k1, k2) or ()
@@ -141,6 +142,8 @@ class Track:
     dyn_ratio: NDArray[np.float64]  # [T] share of the tracks that move against the scene
     step_px: NDArray[np.float64]  # [T] median displacement of tracks from the frame before, pixels; nan at frame 0
     stats: dict[str, float] = field(default_factory=dict)  # whole-track numbers: ba_rmse_px, num_points, seconds_...
+    scale_raw: NDArray[np.float64] | None = None  # [T] metric scale as measured in each frame; nan where undefined
+    scale_smoothed: NDArray[np.float64] | None = None  # [T] the same as used; nan where undefined
     examples: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     # [M, 4] (frame row, feature track id, x, y) for a few frames: what a report draws over its contact sheet
 
@@ -153,6 +156,12 @@ class Track:
             "step_px"
         ).split():
             check_shape(self, name, (n,))
+        for name in ("scale_raw", "scale_smoothed"):
+            values = getattr(self, name)
+            if values is not None:
+                check_shape(self, name, (n,))
+                if (np.isinf(values) | (values <= 0)).any():
+                    raise ValueError(f"{name} must be positive, or nan where a frame has none")
         if self.motion_class not in MOTION_CLASSES:
             raise ValueError(f"motion class {self.motion_class!r} is none of {', '.join(MOTION_CLASSES)}")
         posed = np.asarray(np.isfinite(self.world_from_cam).all((1, 2)))

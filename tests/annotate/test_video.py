@@ -20,6 +20,7 @@ from longtake.annotate.video import (
     expand_inputs,
     frames,
     natural_key,
+    pictures,
     probe,
     read_rgb,
 )
@@ -385,3 +386,17 @@ def test_real_footage(shared_data):
     assert (turned.rotation_deg, turned.width, turned.height) == (270, upright.height, upright.width)
     a, b = next(frames(upright, start=50)), next(frames(turned, start=50))
     np.testing.assert_array_equal(np.rot90(a.gray), b.gray)
+
+
+def test_pictures_stream_with_their_numbers(plain):
+    info = probe(plain)
+    found = list(pictures(info, start=3, stop=9))
+    assert [i for i, _ in found] == list(range(3, 9))
+    assert all(number_of(rgb[..., 1]) == i for i, rgb in found)
+    np.testing.assert_array_equal(found[2][1], read_rgb(info, [5])[0])
+    sparse = [i for i, _ in pictures(info, every_s=3.5 * float(info.pts_ns[1]) / 1e9)]
+    assert sparse == list(range(0, COUNT, 4))
+    ((_, small),) = pictures(info, stop=1, crop=(8, 8, 40, 20), max_side=20)
+    assert small.shape == (10, 20, 3)
+    with pytest.raises(ValueError, match=r"frames 3 .. 99"):
+        next(pictures(info, start=3, stop=99))
