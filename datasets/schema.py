@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..records import Rejected, Shot, Track, VideoInfo
 from .filters import camera_values
 
-SCHEMA_ID = "longtake.clips/1.0"
+SCHEMA_ID = "longtake.clips/1.1"
 CONVENTIONS = {
     "pose": "c2w = world_from_cam, OpenCV camera axes (x right, y down, z forward), row-major 3x4 a frame; NaN where "
     "pose_valid is false",
@@ -120,7 +120,8 @@ SCHEMA = pa.schema(
         _f(
             "focal_status",
             TEXT,
-            "estimated, given, or undetermined: the motion does not determine it and it is a prior",
+            "estimated from the motion, given, predicted by a network where the motion does not determine it, or "
+            "undetermined: a prior",
         ),
         _f("distortion_model", TEXT, "none or opencv_radial"),
         _f("distortion", REALS, "k1, k2 of opencv_radial"),
@@ -206,6 +207,7 @@ SCHEMA = pa.schema(
         _f("jump_count", INT, "steps that are no continuation of the motion around them"),
         _f("scale_std_ratio", REAL, "std / mean of scale_raw"),
         _f("scale_drift_log", REAL, "range of the 1-second medians of log scale_raw"),
+        _f("scale_dispersion", REAL, "median over frames of how far a frame's pixels differ in log scale"),
         # filters
         _f("filter_profile", TEXT, "profile/source that judged the clip; null where none did"),
         _f("filter_reasons", TEXTS, "why the clip was filtered, or has failed, as codes"),
@@ -511,6 +513,8 @@ def _track_columns(track: Track) -> dict[str, Any]:
         "camera_convention": "opencv_c2w",
         "pixel_center": "integer",
         "scale_kind": track.scale_kind,
+        "scale_raw": track.scale_raw,
+        "scale_smoothed": track.scale_smoothed,
         "pose_source": track.pose_source,
         "motion_class": track.motion_class,
         "flags": list(track.flags),
@@ -532,6 +536,7 @@ def _track_columns(track: Track) -> dict[str, Any]:
         "inlier_ratio": _over(np.median, track.inlier_ratio[posed]),
         "coverage": _over(np.median, track.coverage[posed]),
         "dyn_ratio": _over(np.mean, track.dyn_ratio),
+        **{name: stats.get(name) for name in ("scale_std_ratio", "scale_drift_log", "scale_dispersion")},
         "track_stats": _json(stats),
     }
 

@@ -63,6 +63,22 @@ def test_what_is_derived_from_the_track(made):
     assert (row["camera_convention"], row["pixel_center"]) == ("opencv_c2w", "integer")
 
 
+def test_the_metric_scale_lands_in_its_columns(made):
+    info, of = made.video(), made.shot()
+    raw = np.where(np.arange(of.num_frames) % 2, 1.5, np.nan)
+    figures = {"scale_std_ratio": 0.2, "scale_drift_log": float("nan"), "scale_dispersion": 0.07}
+    changes = {"scale_kind": "metric", "focal_status": "predicted", "stats": figures}
+    given = made.track(info, of, scale_raw=raw, scale_smoothed=np.full(of.num_frames, 1.4), **changes)
+    row = annotate_row(path="x", provenance=made.provenance, video=info, shot=of, track=given)
+    np.testing.assert_array_equal(row["scale_raw"], raw)
+    assert row["scale_smoothed"][0] == 1.4 and row["focal_status"] == "predicted"
+    assert (row["scale_std_ratio"], row["scale_drift_log"], row["scale_dispersion"]) == (0.2, None, 0.07)
+    to_table([row])
+    for wrong, words in ((np.ones(3), "scale_raw has shape"), (0 * raw, "scale_raw must be positive")):
+        with pytest.raises(ValueError, match=words):
+            made.track(info, of, scale_raw=wrong)
+
+
 def test_quality_lands_in_its_columns(made):
     info, of = made.video(), made.shot()
     row = annotate_row(
