@@ -1,0 +1,123 @@
+"""Published weights of SANA-WM's first stage into a network, with nothing missing, left over or half read.
+
+Two layouts are known: the original one, and that of diffusers, which is the network's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import BadWeights
+from ..tensor_file import DTYPE_BYTES, read_safetensors_header
+from .config import SANA_WM, SanaWMConfig
+from .network import SanaWM
+
+RENAMED = {"t_embedder.mlp.0.": "t_embedder.linear_1.", "t_embedder.mlp.2.": "t_embedder.linear_2."}
+LEFT_OUT = ("pos_embed", "y_embedder.y_embedding")  # of the original layout; nothing uses them
+KEPT_FLOAT32 = (".A_log", ".dt_bias")  # a frame's decay, taken to the power of the clip's length
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_Header = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def load(
+    path: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    attention_dtype: torch.dtype | None = None,
+    config: SanaWMConfig = SANA_WM,
+) -> SanaWM:
+    """SANA-WM with the weights of a checkpoint, for inference, read onto the device one tensor at a time.
+
+    Args:
+        path: a safetensors file, or the `.safetensors.index.json` beside the parts of one, in either layout.
+        dtype: what the weights become, and the network computes in; gates' decays stay float32.
+        attention_dtype: see `SanaWM`.
+
+    Raises:
+        BadWeights: a file cannot be read, is damaged, or is not the checkpoint of such a network.
+    """
+    with torch.device("meta"):
+        net = SanaWM(config, attention_dtype=attention_dtype)
+    want = net.state_dict()
+    try:
+        headers = {file: read_safetensors_header(file) for file in _files(path)}
+        _check(path, headers, want)
+        weights = {
+            name: tensor.to(device).to(torch.float32 if name.endswith(KEPT_FLOAT32) else dtype)
+            for file, header in headers.items()
+            for name, tensor in _tensors(file, header)
+        }
+    except OSError as error:
+        raise BadWeights(f"{path} cannot be read ({error}); fetch it again with longtake weights fetch") from error
+    net.load_state_dict(weights, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.name.endswith(".index.json"):
+        return [path]
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadWeights(f"{path}: no index of safetensors files: {error!r}") from error
+    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise BadWeights(f"{path}: {wrong[0]!r} is no file beside it")
+    return [path.parent / name for name in sorted(names)]
+
+
+def _check(path: Path, headers: Mapping[Path, _Header], want: Mapping[str, Tensor]) -> None:
+    """Raises BadWeights unless the files have exactly the tensors that are wanted, and at most LEFT_OUT besides."""
+    problems, seen = [], set[str]()
+    for header in headers.values():
+        for stored, (dtype, shape) in header.items():
+            name = _renamed(stored)
+            if name in seen:
+                problems.append(f"{stored} is there twice")
+            seen.add(name)
+            if name not in want:
+                if name not in LEFT_OUT:
+                    problems.append(f"{stored} is unknown")
+                continue
+            if shape != want[name].shape:
+                problems.append(f"{stored} has shape {list(shape)}, not {list(want[name].shape)}")
+            if dtype not in _DTYPES:
+                problems.append(f"{stored} has type {dtype}, not {', '.join(_DTYPES)}")
+    problems += [f"{name} is missing" for name in want if name not in seen]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise BadWeights(
+            f"{path} does not hold the weights of this SanaWM: {'; '.join(problems[:5])}{more}. "
+            "Use the checkpoint that belongs to this configuration."
+        )
+
+
+def _renamed(stored: str) -> str:
+    for original, ours in RENAMED.items():
+        if stored.startswith(original):
+            return ours + stored.removeprefix(original)
+    return stored
+
+
+def _tensors(file: Path, header: _Header) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file whose header is sound, by our names, each read when it is asked for.
+
+    Reading, where mapping would keep the pages of what is converted or on another device in memory as well.
+    """
+    sizes = {name: torch.Size(shape).numel() * DTYPE_BYTES[dtype] for name, (dtype, shape) in header.items()}
+    with open(file, "rb") as stream:
+        stream.seek(file.stat().st_size - sum(sizes.values()))  # the tensors are the end of it, in the header's order
+        for name, (dtype, shape) in header.items():
+            if name in LEFT_OUT:
+                stream.seek(sizes[name], 1)
+                continue
+            raw = torch.empty(sizes[name], dtype=torch.uint8)
+            if stream.readinto(memoryview(raw.numpy())) != sizes[name]:
+                raise BadWeights(f"{file}: ends within {name}; it changed while it was read")
+            yield _renamed(name), raw.view(_DTYPES[dtype]).reshape(shape)
