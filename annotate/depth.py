@@ -87,6 +87,10 @@ class SingleGeometry:
     focal_widths: NDArray[np.float64]  # [T] focal length in widths of the picture
 
 
+class OutOfDeviceMemory(LongtakeError):
+    """A network's device has no memory for what it was asked at once: less may do."""
+
+
 WindowBackend = Callable[[NDArray[np.uint8]], WindowGeometry]  # of RGB pictures [T, H, W, 3]
 SingleBackend = Callable[[NDArray[np.uint8]], SingleGeometry]
 
@@ -592,9 +596,7 @@ def pi3x_backend(net: Pi3X, *, precision: Precision) -> WindowBackend:
                 found = net(images)
         except torch.OutOfMemoryError as error:
             size = f"{len(pictures)} frames of {pictures.shape[2]} x {pictures.shape[1]}"
-            raise LongtakeError(
-                f"{device} has no memory for {size}: use shorter windows or smaller pictures"
-            ) from error
+            raise OutOfDeviceMemory(f"{device} has no memory for {size} in Pi3X") from error
         return WindowGeometry(
             cam_points=found.cam_points[0].float().cpu().numpy(),
             world_from_cam=found.world_from_cam[0].double().cpu().numpy(),
@@ -625,7 +627,11 @@ def moge2_backend(
 
     def predict(pictures: NDArray[np.uint8]) -> SingleGeometry:
         images = torch.from_numpy(pictures).to(device).movedim(-1, -3).float() / 255
-        found = infer(net, images, fov_x_deg=fov_x_deg, precision=getattr(torch, precision))
+        try:
+            found = infer(net, images, fov_x_deg=fov_x_deg, precision=getattr(torch, precision))
+        except torch.OutOfMemoryError as error:
+            size = f"{len(pictures)} pictures of {pictures.shape[2]} x {pictures.shape[1]}"
+            raise OutOfDeviceMemory(f"{device} has no memory for {size} in MoGe-2") from error
         if found.metric_scale is None:
             raise LongtakeError("this MoGe-2 network has no scale head, so its depth is not metric: use one that has")
         depth = torch.nn.functional.interpolate(found.depth[:, None], size[::-1], mode="nearest-exact")[:, 0]
@@ -651,7 +657,7 @@ def pi3x_frames(width: int, height: int, vram: int, *, precision: Precision, mul
     """The longest window that `pi3x_bytes` predicts to fit into `vram` bytes.
 
     Raises:
-        LongtakeError: not even two frames fit.
+        OutOfDeviceMemory: not even two frames fit.
     """
 
     def needs(frames: int) -> int:
@@ -663,7 +669,7 @@ def pi3x_frames(width: int, height: int, vram: int, *, precision: Precision, mul
     while frames > 0 and needs(frames) > vram:
         frames -= 1
     if frames < 2:
-        raise LongtakeError(
+        raise OutOfDeviceMemory(
             f"Pi3X needs about {needs(2) / 2**30:.1f} GiB for two frames of {width} x {height} in {precision}, more "
             f"than the {vram / 2**30:.1f} GiB allowed: allow more, or use smaller pictures"
         )

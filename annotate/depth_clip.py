@@ -64,6 +64,7 @@ class DepthClip:
     source: str  # one of SOURCES
     scale: ScaleTrack | None  # how the factors came about; None where nothing was fused
     relative_sigma: float  # standard deviation of log depth at confidence 1
+    flags: tuple[str, ...] = ()  # snake_case remarks on how it was made
 
     def __post_init__(self) -> None:
         n = len(self.frame_index)
@@ -181,14 +182,18 @@ class DepthWriter:
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def add(self, frame: int, depth: NDArray, confidence: NDArray) -> None:
-        """The next frame of the source video: depth [H, W], not positive or not finite where unknown; trust [H, W]."""
+    def add(self, frame: int, depth: NDArray, confidence: NDArray) -> int:
+        """The next frame of the source video: depth [H, W], not positive or not finite where unknown; trust [H, W].
+
+        Returns: of how many pixels the depth is known.
+        """
         codes = codes_from_depth(depth)
         trust = np.where(codes > 0, np.rint(255 * np.asarray(confidence, np.float64)), 0).astype(np.uint8)
         for name, picture in ((_depth_name(frame), codes), (_trust_name(frame), trust)):
             self._zip.writestr(zipfile.ZipInfo(name), _png(picture))
         self.frame_index.append(frame)
         self.shape = (codes.shape[0], codes.shape[1])
+        return int(np.count_nonzero(trust))
 
 
 def finish_depth(clip: DepthClip) -> DepthClip:

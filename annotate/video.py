@@ -232,7 +232,7 @@ def pictures(
     *,
     start: int = 0,
     stop: int | None = None,
-    every_s: float = 0.0,
+    only: Sequence[int] | NDArray[np.int64] | None = None,
     crop: tuple[int, int, int, int] | None = None,
     max_side: int | None = None,
     config: VideoConfig = VideoConfig(),
@@ -242,7 +242,7 @@ def pictures(
     Frames that cannot be decoded are absent. The decoding process ends with the generator.
 
     Args:
-        every_s: leave out frames that are shown less than this after the last one that was not left out.
+        only: of these frames those that are wanted, in order; None for all.
 
     Raises:
         BadMedia: as `frames`, but for undecodable.
@@ -250,12 +250,10 @@ def pictures(
     stop = info.num_frames if stop is None else stop
     if not 0 <= start <= stop <= info.num_frames:
         raise ValueError(f"{info.path}: frames {start} .. {stop} of {info.num_frames}")
-    wanted, last_ns = [], -np.inf
-    for index, pts_ns in enumerate(info.pts_ns[start:stop].tolist(), start):
-        if pts_ns - last_ns >= every_s * NS:
-            wanted.append(index)
-            last_ns = pts_ns
-    with _pictures(info, "rgb", np.array(wanted, np.int64), crop, max_side, config) as decoder:
+    wanted = np.arange(start, stop)
+    if only is not None:
+        wanted = wanted[np.isin(wanted, only)]
+    with _pictures(info, "rgb", wanted, crop, max_side, config) as decoder:
         for header, (rgb,) in decoder.messages("frame"):
             yield header["index"], rgb
 
