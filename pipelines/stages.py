@@ -5,9 +5,10 @@ what went in (content, stage, version, the configuration it reads, the keys of t
 is done and repeats nothing:
 
     <out>/artifacts/<k[:2]>/<k>/arrays.npz   the arrays of the record
+    <out>/artifacts/<k[:2]>/<k>/file0.zip    a file that the record names by its `Path`
     <out>/artifacts/<k[:2]>/<k>/result.json  everything else; present means done
 
-Both are written to a folder of another name, synced, and renamed into place at once: readers see all or nothing, and of
+All are written to a folder of another name, synced, and renamed into place at once: readers see all or nothing, and of
 two writers of one key the second loses harmlessly.
 """
 
@@ -18,6 +19,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -37,6 +39,9 @@ from .config import digest, to_tree
 TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EINTR}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 RETRY_SECONDS = (0.2, 1.0, 5.0)  # waits between tries of a job whose input or output failed for a passing reason
+
+SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+FILE_NAME = re.compile(r"file[0-9]+(\.[a-z0-9]{1,8})?")
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
 Status = Literal["ok", "rejected", "failed", "stopped"]  # stopped: this run cannot go on (a full disk)
@@ -121,17 +126,25 @@ class Artifacts:
         except FileNotFoundError as error:
             raise KeyError(key) from error
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return decode(tree, dict(arrays))
+            return decode(tree, dict(arrays), folder)
 
     def save(self, key: str, value: object, about: dict[str, object] | None = None) -> None:
-        """Store a value under its key, all or nothing; does nothing harmful where another writer was first."""
+        """Store a value under its key, all or nothing; does nothing harmful where another writer was first.
+
+        Files that the value names are moved in; the paths that it has are then of no use, those of `load` are.
+        """
         folder = self.folder(key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.parent / f".tmp-{key[:16]}-{uuid4().hex}"
         temporary.mkdir()
         try:
             arrays: dict[str, NDArray[Any]] = {}
-            tree = encode(value, arrays)
+            files: dict[str, Path] = {}
+            tree = encode(value, arrays, files)
+            for name, path in files.items():
+                shutil.move(path, temporary / name)
+                with open(temporary / name, "rb") as file:
+                    os.fsync(file.fileno())
             with open(temporary / "arrays.npz", "wb") as file:
                 np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
                 _sync(file)
@@ -255,8 +268,8 @@ def _unexpected(job: Job, started: float, error: Exception) -> Outcome:
     return _outcome(job, started, "failed", "internal_error", f"{bug}: {text}", trace=trace, bug=bug)
 
 
-def encode(value: object, arrays: dict[str, NDArray[Any]]) -> Any:
-    """A value as plain JSON; its arrays go to `arrays`, and the JSON names them."""
+def encode(value: object, arrays: dict[str, NDArray[Any]], files: dict[str, Path] | None = None) -> Any:
+    """A value as plain JSON; its arrays go to `arrays`, its files to `files`, and the JSON names them."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, np.integer)):
@@ -269,40 +282,57 @@ def encode(value: object, arrays: dict[str, NDArray[Any]]) -> Any:
         name = f"a{len(arrays)}"
         arrays[name] = value
         return {"$array": name}
+    if isinstance(value, Path) and files is not None:
+        name = f"file{len(files)}{value.suffix if SUFFIX.fullmatch(value.suffix) else ''}"
+        files[name] = value
+        return {"$file": name}
     if isinstance(value, tuple):
-        return {"$tuple": [encode(item, arrays) for item in value]}
+        return {"$tuple": [encode(item, arrays, files) for item in value]}
     if isinstance(value, list):
-        return [encode(item, arrays) for item in value]
+        return [encode(item, arrays, files) for item in value]
     if isinstance(value, dict):
-        return {"$dict": [[encode(k, arrays), encode(v, arrays)] for k, v in value.items()]}
+        return {"$dict": [[encode(k, arrays, files), encode(v, arrays, files)] for k, v in value.items()]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = f"{type(value).__module__}:{type(value).__qualname__}"
-        fields = {f.name: encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
+        fields = {f.name: encode(getattr(value, f.name), arrays, files) for f in dataclasses.fields(value)}
         return {"$record": kind, "fields": fields}
     raise TypeError(f"cannot store a {type(value).__name__} in an artifact")
 
 
-def decode(tree: Any, arrays: dict[str, NDArray[Any]]) -> Any:
-    """The inverse of `encode`. Only longtake's own dataclasses are made, by their constructors, which check them."""
+def decode(tree: Any, arrays: dict[str, NDArray[Any]], folder: Path | None = None) -> Any:
+    """The inverse of `encode`. Only longtake's own dataclasses are made, by their constructors, which check them; only
+    files that lie in `folder` itself are named."""
     if isinstance(tree, list):
-        return [decode(item, arrays) for item in tree]
+        return [decode(item, arrays, folder) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if "$float" in tree:
         return float(tree["$float"])
     if "$array" in tree:
         return arrays[tree["$array"]]
+    if "$file" in tree:
+        return _file_in(folder, tree["$file"])
     if "$tuple" in tree:
-        return tuple(decode(item, arrays) for item in tree["$tuple"])
+        return tuple(decode(item, arrays, folder) for item in tree["$tuple"])
     if "$dict" in tree:
-        return {decode(k, arrays): decode(v, arrays) for k, v in tree["$dict"]}
+        return {decode(k, arrays, folder): decode(v, arrays, folder) for k, v in tree["$dict"]}
     module, _, name = tree["$record"].partition(":")
     if module.partition(".")[0] != __name__.partition(".")[0]:
         raise TypeError(f"{tree['$record']} is no record of longtake")
     cls = getattr(importlib.import_module(module), name)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise TypeError(f"{tree['$record']} is no record")
-    return cls(**{field_name: decode(item, arrays) for field_name, item in tree["fields"].items()})
+    return cls(**{field_name: decode(item, arrays, folder) for field_name, item in tree["fields"].items()})
+
+
+def _file_in(folder: Path | None, name: object) -> Path:
+    """The file of this name that `encode` gave it, in the folder and no link out of it."""
+    if folder is None or not isinstance(name, str) or not FILE_NAME.fullmatch(name):
+        raise TypeError(f"an artifact names a file {name!r}, which is not its own")
+    path = folder.absolute() / name
+    if path.is_symlink() or not path.is_file():
+        raise TypeError(f"an artifact names {path}, which is no plain file")
+    return path
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -162,3 +162,52 @@ def test_refusals_are_forgotten_on_request(tmp_path):
 def test_shot_fields_are_all_stored():
     arrays: dict = {}
     assert set(encode(shot(), arrays)["fields"]) == set(asdict(shot()))
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_moves_in_and_is_found_by_its_path(tmp_path):
+    store = Artifacts(tmp_path / "store")
+    (tmp_path / "d.zip").write_bytes(b"depth")
+    (tmp_path / "Ünusual name").write_bytes(b"other")
+    store.save("ab12", {"depth": tmp_path / "d.zip", "rest": [tmp_path / "Ünusual name"]})
+    assert not (tmp_path / "d.zip").exists()
+    got = store.load("ab12")
+    assert got["depth"].is_absolute() and got["depth"].parent == store.folder("ab12")
+    assert got["depth"].name == "file0.zip" and got["depth"].read_bytes() == b"depth"
+    assert got["rest"][0].read_bytes() == b"other"
+
+
+def test_of_two_writers_one_file_stays(tmp_path):
+    store = Artifacts(tmp_path / "store")
+    for text in ("first", "second"):
+        (tmp_path / "d.zip").write_text(text)
+        store.save("ab12", tmp_path / "d.zip")
+    assert store.load("ab12").read_text() == "first"
+    assert [p.name for p in (tmp_path / "store" / "ab").iterdir()] == ["ab12"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../ab34/result.json", "/etc/passwd", "result.json", "file0.zip/../result.json", "file7", "file0\n", 3, None],
+)
+def test_an_artifact_names_no_file_but_its_own(tmp_path, name):
+    store = Artifacts(tmp_path)
+    (tmp_path / "d.zip").touch()
+    store.save("ab12", tmp_path / "d.zip")
+    store.save("ab34", 1)
+    result = store.folder("ab12") / "result.json"
+    result.write_text(json.dumps({"about": {}, "value": {"$file": name}}))
+    with pytest.raises(TypeError, match="an artifact names"):
+        store.load("ab12")
+
+
+def test_an_artifact_leads_out_by_no_link(tmp_path):
+    store = Artifacts(tmp_path)
+    (tmp_path / "d.zip").touch()
+    store.save("ab12", tmp_path / "d.zip")
+    (store.folder("ab12") / "file0.zip").unlink()
+    (store.folder("ab12") / "file0.zip").symlink_to("/etc/hostname")
+    with pytest.raises(TypeError, match="no plain file"):
+        store.load("ab12")
