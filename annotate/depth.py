@@ -630,8 +630,8 @@ def moge2_backend(
         try:
             found = infer(net, images, fov_x_deg=fov_x_deg, precision=getattr(torch, precision))
         except torch.OutOfMemoryError as error:
-            size = f"{len(pictures)} pictures of {pictures.shape[2]} x {pictures.shape[1]}"
-            raise OutOfDeviceMemory(f"{device} has no memory for {size} in MoGe-2") from error
+            what = f"{len(pictures)} pictures of {pictures.shape[2]} x {pictures.shape[1]}"
+            raise OutOfDeviceMemory(f"{device} has no memory for {what} in MoGe-2") from error
         if found.metric_scale is None:
             raise LongtakeError("this MoGe-2 network has no scale head, so its depth is not metric: use one that has")
         depth = torch.nn.functional.interpolate(found.depth[:, None], size[::-1], mode="nearest-exact")[:, 0]
