@@ -47,7 +47,7 @@ def scan(
     batch, frames, _, heads, dim = q.shape
     if state is None:
         state = torch.zeros(batch, heads, v.shape[-1], dim, device=q.device)
-    memory = state.float().mT  # [B, H, D, V]
+    memory = state.mT.float()  # [B, H, D, V]
     out: list[Tensor] = []
     for t in range(frames - 1, -1, -1) if backward else range(frames):
         q_t, k_t, v_t = (x[:, t].transpose(1, 2).float() for x in (q, k, v))  # [B, H, S, D or V]

@@ -118,6 +118,6 @@ def _tensors(file: Path, header: _Header) -> Iterator[tuple[str, Tensor]]:
                 stream.seek(sizes[name], 1)
                 continue
             raw = torch.empty(sizes[name], dtype=torch.uint8)
-            if stream.readinto(memoryview(raw.numpy())) != sizes[name]:
+            if stream.readinto(raw.numpy().data) != sizes[name]:
                 raise BadWeights(f"{file}: ends within {name}; it changed while it was read")
             yield _renamed(name), raw.view(_DTYPES[dtype]).reshape(shape)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from longtake.kernels import gdn
 
 SHAPES = [(1, 1, 1, 1, 1), (2, 5, 6, 2, 24), (1, 4, 33, 3, 17)]
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]  # q, k, v, beta, decay
 
 
 def sample(
