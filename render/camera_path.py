@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import pose
-from ..records import LongtakeError
+from ..records import LongtakeError, Rejected
 from .paths.benchmark import BenchmarkRules as BenchmarkRules
 from .paths.benchmark import benchmark_path as benchmark_path
 from .paths.checks import Draw as Draw
 from .paths.checks import PathLimits as PathLimits
 from .paths.checks import run_checks as run_checks
 from .paths.families import FAMILIES, Track
-from .paths.motion import rolled, smoothed, timed, zoomed
+from .paths.motion import rolled, smoothed, timed, upright, zoomed
 from .paths.record import CameraPath as CameraPath
 from .paths.record import CheckResult as CheckResult
 from .paths.record import NoPath as NoPath
@@ -50,7 +50,7 @@ class PathConfig:
     fps: float = 16.0
     width: int = 1280
     height: int = 704
-    zoom: tuple[float, float] | None = None  # range that each path's end-to-start ratio of focal lengths is drawn from
+    zoom: tuple[float, float] | None = None  # range that each path's ratio of focal lengths is drawn from
     roll_deg: float = 0.0  # lean asked for, largest halfway
 
     def __post_init__(self) -> None:
@@ -68,6 +68,7 @@ class Outcome:
     seed: int
     accepted: bool
     reason: str  # the check that failed on the last try, or why the family had no path; "" where accepted
+    message: str  # the same in words
     extent: float  # of the last try
 
 
@@ -121,7 +122,7 @@ def propose(
         zoom = float(np.exp(optics.uniform(*np.log(config.zoom))))
         there_and_back = bool(optics.random() < 0.5)
     focal = survey.intrinsics[track.anchor, 0] * config.width / survey.sizes[track.anchor, 0]
-    middle = np.array([focal, focal, config.width / 2, config.height / 2])
+    middle = np.array([focal, focal, (config.width - 1) / 2, (config.height - 1) / 2])
     return CameraPath(
         world_from_cam=world_from_cam,
         intrinsics=zoomed(middle, config.num_frames, zoom, there_and_back=there_and_back),
@@ -165,15 +166,25 @@ def design(
     for i in range(count):
         family = "near_training" if i % 4 == 0 else others[(i - i // 4 - 1) % len(others)]
         own_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-        reason, extent = "", EXTENTS[0]
         for extent in EXTENTS:
             result = attempt(survey, family, own_seed, extent=extent, draw=draw, limits=limits, config=config)
             if isinstance(result, CameraPath):
                 paths.append(result)
-                reason = ""
+                outcomes.append(
+                    Outcome(family=family, seed=own_seed, accepted=True, reason="", message="", extent=extent)
+                )
                 break
-            reason = result
-        outcomes.append(Outcome(family=family, seed=own_seed, accepted=not reason, reason=reason, extent=extent))
+        else:
+            outcomes.append(
+                Outcome(
+                    family=family,
+                    seed=own_seed,
+                    accepted=False,
+                    reason=result.reason,
+                    message=result.message,
+                    extent=EXTENTS[-1],
+                )
+            )
     return Design(paths=tuple(paths), outcomes=tuple(outcomes))
 
 
@@ -186,16 +197,18 @@ def attempt(
     draw: Draw | None = None,
     limits: PathLimits | None = None,
     config: PathConfig | None = None,
-) -> CameraPath | str:
-    """The path with its checks, all passed; or the name of the first check that failed."""
+) -> CameraPath | Rejected:
+    """The path with its checks, all passed; or the first check that failed, or why the family had no path."""
     try:
         path = propose(survey, family, seed, extent=extent, config=config)
     except NoPath as none:
-        return none.reason
+        return Rejected(stage="camera_path", reason=none.reason, message=f"{family}, seed {seed}: {none}")
     checks = []
     for check in run_checks(path, survey, limits or PathLimits(), draw):
         if not check.passed:
-            return check.name
+            side = "above" if check.bound == "at_most" else "below"
+            message = f"{family}, seed {seed}: {check.name} is {check.value:.4g}, {side} its limit {check.limit:.4g}"
+            return Rejected(stage="camera_path", reason=check.name, message=message)
         checks.append(check)
     return replace(path, checks=tuple(checks))
 
@@ -206,7 +219,7 @@ def _in_time(track: Track, survey: Survey, config: PathConfig) -> NDArray[np.flo
         track.legs, survey.up, config.num_frames, per_radian=_PER_RADIAN * survey.radius, ramp=track.ramp
     )
     eye, rotation = smoothed(eye, rotation, config.num_frames / 200)
-    return pose(rotation, eye)
+    return pose(upright(rotation[:, :, 2], survey.up), eye)  # the mean of upright views leans a hundredth of a degree
 
 
 def _revisits(track: Track, world_from_cam: NDArray, survey: Survey) -> NDArray[np.int64]:

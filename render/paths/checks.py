@@ -1,8 +1,9 @@
 """Fourteen checks that a path must pass, each a measured value beside its limit, cheap ones first.
 
-Three of them (distance to surfaces, empty tiles, blank frames) look at rendered views. They need `draw`, any rasteriser
-as `draw(world_from_cam [4, 4], intrinsics [4], width, height) -> (alpha [H, W], depth [H, W])`; without it they are not
-made, and are not in the list. Views are drawn small: the long side is `draw_size` pixels.
+Three of them (distance to surfaces, empty tiles, blank frames) look at rendered views. They need `draw`: any rasteriser
+as `draw(world_from_cam [4, 4], intrinsics [4], width, height) -> (alpha [H, W], depth [H, W])`, pixel centres at
+integer coordinates. Without it they are not made, and are not in the list. Views are drawn small: the long side is
+`draw_size` pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from .survey import MARGIN, ZONE, Survey
 
 Draw = Callable[[NDArray[np.float64], NDArray[np.float64], int, int], tuple[NDArray, NDArray]]
 
-NEAR = 0.01  # the rasteriser's near plane, scene units
 _TILES = 32
 _STILL = 1e-6  # steps shorter than this share of the scene radius are no motion
 
@@ -33,6 +33,7 @@ class PathLimits:
     margin: float = MARGIN  # r, between a pose and solid cells; unknown space counts as solid
     min_surface: float = 0.05  # r, 5th percentile of rendered depth
     min_surface_nears: float = 5.0  # near planes, the same
+    near: float = 0.01  # the rasteriser's near plane, scene units
     every: int = 10  # frames between the sampled ones
     enough_centres: float = (
         0.1  # of the subsampled centres, or a third of what the median training camera sees, if less
@@ -191,7 +192,7 @@ def view_support(views: _Views) -> CheckResult:
 def surface_distance(views: _Views) -> CheckResult:
     """The smallest 5th percentile of rendered depth over sampled frames."""
     limits = views.limits
-    limit = max(limits.min_surface * views.survey.radius, limits.min_surface_nears * NEAR)
+    limit = max(limits.min_surface * views.survey.radius, limits.min_surface_nears * limits.near)
     value = min((np.quantile(d, 0.05) for d in views.depths if d.size), default=np.inf)
     return CheckResult(name="surface_distance", value=float(value), limit=limit, bound="at_least")
 
@@ -237,7 +238,9 @@ class _Views:
         scale = self.limits.draw_size / max(path.width, path.height)
         width, height = (max(round(side * scale), 2 * _TILES) for side in (path.width, path.height))
         shrink = np.array([width / path.width, height / path.height] * 2)
-        views = (self._draw(path.world_from_cam[i], path.intrinsics[i] * shrink, width, height) for i in self.frames)
+        corner = np.array([0, 0, 0.5, 0.5])  # to coordinates in which pictures scale
+        intrinsics = (path.intrinsics + corner) * shrink - corner
+        views = (self._draw(path.world_from_cam[i], intrinsics[i], width, height) for i in self.frames)
         return [(np.asarray(alpha), np.asarray(depth)) for alpha, depth in views]
 
     @cached_property

@@ -199,7 +199,7 @@ def random_walk(survey: Survey, rng: Generator, extent: float) -> Track:
         yaws.append(yaw)
     kept = max(int(extent * steps), 10)
     blur = 0.08 * survey.radius / step
-    eye = gaussian_filter1d(np.array(places)[:kept], blur, axis=0, mode="nearest")
+    eye = _blurred(np.array(places)[:kept], blur)
     angle = gaussian_filter1d(np.array(yaws)[:kept], 2 * blur, mode="nearest")[:, None]
     pitch = float(anchor.forward @ survey.up)
     forward = np.cos(angle) * e1 + np.sin(angle) * e2 + np.clip(pitch, -0.4, 0.4) * survey.up
@@ -444,13 +444,17 @@ def _rounded(survey: Survey, way: NDArray) -> NDArray[np.float64]:
     """The way [M, 3] smoothed as far as it stays free: by a quarter of a radius, or by less."""
     step = max(np.linalg.norm(np.diff(way, axis=0), axis=1).mean(), 1e-12)
     for blur in (0.25, 0.18, 0.12, 0.08):
-        sigma = blur * survey.radius / step
-        pad = min(int(4 * sigma), len(way) - 1)
-        long = np.concatenate([2 * way[0] - way[pad:0:-1], way, 2 * way[-1] - way[-2 : -pad - 2 : -1]])
-        round_ = gaussian_filter1d(long, sigma, axis=0, mode="nearest")[pad : len(long) - pad]
+        round_ = _blurred(way, blur * survey.radius / step)
         if (survey.room(round_) > 0).all():
             break
     return round_
+
+
+def _blurred(way: NDArray, sigma: float) -> NDArray[np.float64]:
+    """The way [M, 3] under a Gaussian of `sigma` samples; its ends stay, for it is reflected through them."""
+    pad = min(int(4 * sigma) + 1, len(way) - 1)
+    long = np.concatenate([2 * way[0] - way[pad:0:-1], way, 2 * way[-1] - way[-2 : -pad - 2 : -1]])
+    return gaussian_filter1d(long, sigma, axis=0, mode="nearest")[pad : len(long) - pad]
 
 
 def _ahead(survey: Survey, way: NDArray, look_ahead: float) -> NDArray[np.float64]:

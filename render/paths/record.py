@@ -37,7 +37,7 @@ class CameraPath:
     """
 
     world_from_cam: NDArray[np.float64]  # [T, 4, 4] camera axes x right, y down, z forward
-    intrinsics: NDArray[np.float64]  # [T, 4] fx, fy, cx, cy; the picture spans 0 .. width, 0 .. height (pixel corners)
+    intrinsics: NDArray[np.float64]  # [T, 4] fx, fy, cx, cy of width x height, pixel centres at integer coordinates
     width: int
     height: int
     fps: float

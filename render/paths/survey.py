@@ -65,7 +65,7 @@ class Survey:
 
     anchors: Anchors
     world_from_cam: NDArray[np.float64]  # [N, 4, 4] training (or derived) cameras
-    intrinsics: NDArray[np.float64]  # [N, 4] fx, fy, cx, cy; pixel corners at integers
+    intrinsics: NDArray[np.float64]  # [N, 4] fx, fy, cx, cy; pixel centres at integer coordinates
     sizes: NDArray[np.int64]  # [N, 2] width, height of each camera's picture
     usable: NDArray[np.int64]  # [M] cameras that stand in free space: paths start at one of them
     centroid: NDArray[np.float64]  # [3] mean of the camera positions
@@ -237,7 +237,7 @@ def survey(
 
     Args:
         world_from_cam: [N, 4, 4] training cameras, axes x right, y down, z forward.
-        intrinsics: [N, 4] fx, fy, cx, cy in pixels, pixel corners at integers.
+        intrinsics: [N, 4] fx, fy, cx, cy in pixels, pixel centres at integer coordinates.
         sizes: (width, height) of all pictures, or [N, 2].
         up: [3] where it is known; by default the mean of the cameras' -y axes.
         anchors: what the cameras are; `derive_cameras` makes the derived ones.
@@ -384,7 +384,7 @@ def derive_cameras(
         forward = np.tile(np.cos(yaw)[:, None] * e1 + np.sin(yaw)[:, None] * e2, (len(eye), 1))
         eye = np.repeat(eye, len(yaw), 0)
     focal = width / 2 / np.tan(np.radians(fov_x_deg) / 2)
-    intrinsics = np.tile([focal, focal, width / 2, height / 2], (len(eye), 1))
+    intrinsics = np.tile([focal, focal, (width - 1) / 2, (height - 1) / 2], (len(eye), 1))
     return pose(upright(forward, up), eye), intrinsics
 
 
@@ -445,7 +445,7 @@ def _project(
     rows = np.flatnonzero(local[:, 2] > 1e-6)
     x, y, z = local[rows].T
     fx, fy, cx, cy = intrinsics
-    u, v = (fx * x / z + cx) / width, (fy * y / z + cy) / height
+    u, v = (fx * x / z + cx + 0.5) / width, (fy * y / z + cy + 0.5) / height
     inside = (u >= 0) & (u < 1) & (v >= 0) & (v < 1)
     bins = (v[inside] * _BINS).astype(np.int64) * _BINS + (u[inside] * _BINS).astype(np.int64)
     return rows[inside], z[inside], bins
@@ -538,7 +538,7 @@ def _carve(
     starts, ends = [], []
     for i in chosen:
         width, height = sizes[i]
-        scaled = intrinsics[i] * np.array([1 / width, 1 / height, 1 / width, 1 / height]) * bins
+        scaled = (intrinsics[i] + [0, 0, 0.5, 0.5]) / [width, height, width, height] * bins
         local = (targets - world_from_cam[i, :3, 3]) @ world_from_cam[i, :3, :3]
         front = np.flatnonzero(local[:, 2] > 1e-6)
         uv = local[front, :2] / local[front, 2:] * scaled[:2] + scaled[2:]
