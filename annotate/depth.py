@@ -19,6 +19,7 @@ Similarities keep scale and rotation apart, so cameras stay rigid. `model.pi3x.w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -41,12 +42,13 @@ _NORM_TO_SIGMA = 1.538  # median length of a vector of three standard normal num
 _EXACT = 1e-9  # relative residuals below this are rounding
 _FURTHEST = 10.0  # times that two claims of one scale may differ
 
-# Peak memory of Pi3X as its authors measured it, on an A800 in bfloat16 under autocast, without the multimodal part.
-# Reference figures: https://github.com/yyfz/Pi3. MB there are taken as MiB, the larger reading.
-_WEIGHTS_MIB = 3790.0
-_MULTIMODAL_MIB = 367_567_104 * 4 / 2**20  # its parameters, in float32
-_PATCHES = (0, 256, 864, 1296, 1369, 2304)  # of 14 x 14 pixels, in a frame
-_FRAME_MIB = (0.0, 10.7, 36.0, 68.9, 72.5, 173.0)  # each
+# Memory of Pi3X at full size, as `model.tensor_memory` counts it: all is in float32 but what autocast makes smaller.
+_PARAMETERS = 992_465_329
+_MULTIMODAL_PARAMETERS = 367_567_104
+_TOKEN_BYTES = {"float32": 61_445, "bfloat16": 43_269, "float16": 43_269}  # of each patch and register of the window
+_REGISTERS = 5  # a frame
+_PICTURE_BYTES = 12  # a pixel of the window
+_MAP_BYTES = 656  # a pixel of the one frame whose maps are being made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -643,14 +645,14 @@ def moge2_backend(
 def pi3x_bytes(width: int, height: int, frames: int, *, precision: Precision, multimodal: bool) -> int:
     """Predicted peak device memory of Pi3X for a window of pictures of width x height, its weights included.
 
-    Activations in float32 are taken as twice those in half precision; beyond 2304 patches a frame the last two
-    reference figures are continued in a straight line.
+    It is what tensors take. Not in it is what a GPU's context and libraries take beside them: leave them some room.
+    Its authors measured 10.7 MiB a frame of 224 x 224 on an A800 in bfloat16, and 68.9 of 672 x 378, in windows of
+    thousands and hundreds (https://github.com/yyfz/Pi3); the prediction is 11.3 and 56.6, as maps are made one by one.
     """
-    patches = width * height / 14**2
-    slope = (_FRAME_MIB[-1] - _FRAME_MIB[-2]) / (_PATCHES[-1] - _PATCHES[-2])
-    frame = np.interp(patches, _PATCHES, _FRAME_MIB) + slope * max(patches - _PATCHES[-1], 0)
-    weights = _WEIGHTS_MIB + (_MULTIMODAL_MIB if multimodal else 0)
-    return int(np.ceil((weights + frames * frame * (2 if precision == "float32" else 1)) * 2**20))
+    weights = 4 * (_PARAMETERS + (_MULTIMODAL_PARAMETERS if multimodal else 0))
+    pixels = width * height
+    frame = _TOKEN_BYTES[precision] * (pixels / 14**2 + _REGISTERS) + _PICTURE_BYTES * pixels
+    return math.ceil(weights + frames * frame + _MAP_BYTES * pixels)
 
 
 def pi3x_frames(width: int, height: int, vram: int, *, precision: Precision, multimodal: bool) -> int:

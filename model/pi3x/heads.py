@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from ..dinov2 import Block, Mlp, Rotate
 from .config import Pi3XConfig
 
-FRAMES_AT_ONCE = 16  # maps are made for so many frames together, to bound memory
+# Maps are made for so many frames together. One frame's take 656 bytes a pixel of the picture on the way, several times
+# what all else takes for it, so they decide the memory of a window. One is also fastest on a CPU, whose caches it fits.
+FRAMES_AT_ONCE = 1
 
 
 class TokenHead(nn.Module):

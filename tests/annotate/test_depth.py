@@ -21,6 +21,7 @@ from longtake.annotate.depth import (
     DepthConfig,
     DepthTrack,
     FrameDepth,
+    Precision,
     Similarity,
     SingleDepth,
     SingleGeometry,
@@ -41,8 +42,10 @@ from longtake.model import dinov2
 from longtake.model.moge2 import config as moge2_config
 from longtake.model.moge2.infer import infer
 from longtake.model.moge2.network import MoGe2
+from longtake.model.pi3x.config import PI3X
 from longtake.model.pi3x.load import load
 from longtake.model.pi3x.network import Pi3X
+from longtake.model.tensor_memory import peak_bytes
 from longtake.records import LongtakeError, Rejected
 
 from ..model.test_pi3x import TINY
@@ -352,12 +355,42 @@ def test_frames_stream_through():
     assert max(len(frames) for frames in backend.requests) <= CONFIG.length
 
 
-def test_prediction_has_the_published_figures():
-    """https://github.com/yyfz/Pi3: peak MB for N frames in bfloat16 without the multimodal part."""
-    table = [(224, 224, 4096, 47755), (504, 336, 1024, 40632), (672, 378, 512, 39048), (672, 672, 256, 48093)]
-    for width, height, frames, mib in table:
-        got = pi3x_bytes(width, height, frames, precision="bfloat16", multimodal=False) / 2**20
-        assert got == pytest.approx(mib, rel=4e-3)  # figures a frame are rounded
+@pytest.mark.parametrize(
+    "size, frames, precision",
+    [
+        ((672, 378), 2, "bfloat16"),  # the maps of one frame decide
+        ((672, 378), 64, "bfloat16"),  # the window decides
+        ((224, 224), 64, "float32"),
+    ],
+)
+def test_prediction_is_what_the_network_holds(size, frames, precision: Precision):
+    """Weights apart, which are a number of parameters: the published widths with few blocks, as all hold the same."""
+    width, height = size
+    config = replace(PI3X, encoder_depth=1, decoder_depth=4, pose_blocks=(1,), head_depth=1)
+    weights = 0
+
+    def build() -> Pi3X:
+        nonlocal weights
+        net = Pi3X(config, multimodal=False)
+        weights = sum(p.nbytes for p in net.parameters())
+        return net
+
+    def run(net: Pi3X) -> object:
+        return net(torch.zeros(1, frames, 3, height, width))
+
+    held = peak_bytes(build, run, precision=getattr(torch, precision)) - weights
+    predicted = pi3x_bytes(width, height, frames, precision=precision, multimodal=False) - 4 * 992_465_329
+    assert held <= predicted <= 1.3 * held  # tokens and maps, which are not all held at once, are added up
+
+
+@pytest.mark.parametrize("width, height, frames, mib", [(224, 224, 4096, 47755), (504, 336, 1024, 40632)])
+def test_prediction_is_near_the_published_figures(width, height, frames, mib):
+    """https://github.com/yyfz/Pi3: peak MB in bfloat16, where the window decides and not the maps, of 64 frames there.
+
+    Ours is above by up to 6 %, of which the pictures in float32, held throughout, are 5 %.
+    """
+    got = pi3x_bytes(width, height, frames, precision="bfloat16", multimodal=False) / 2**20
+    assert mib <= got <= 1.06 * mib
 
 
 def test_prediction_grows_with_all_it_depends_on_and_its_inverse_fits():
@@ -375,7 +408,7 @@ def test_prediction_grows_with_all_it_depends_on_and_its_inverse_fits():
                 assert pi3x_bytes(*size, n + 1, precision="float32", multimodal=multimodal) > vram
     one = [pi3x_bytes(*size, 1, precision="bfloat16", multimodal=False) for size in sizes]
     assert one == sorted(set(one))
-    with pytest.raises(LongtakeError, match=r"3\.8 GiB for two frames of 672 x 378 .* 2\.0 GiB allowed"):
+    with pytest.raises(LongtakeError, match=r"4\.0 GiB for two frames of 672 x 378 .* 2\.0 GiB allowed"):
         pi3x_frames(672, 378, 2 * 2**30, precision="bfloat16", multimodal=False)
 
 

@@ -19,6 +19,7 @@ from longtake.model.pi3x.config import PI3X, Pi3XConfig
 from longtake.model.pi3x.load import MULTIMODAL, load
 from longtake.model.pi3x.network import Pi3X, Reconstruction
 from longtake.model.pi3x.windows import align_points, reconstruct_in_windows
+from longtake.model.tensor_memory import TensorMemory
 
 TINY = Pi3XConfig(
     width=32,
@@ -286,9 +287,19 @@ class TestLaws:
 
     def test_maps_are_the_same_however_many_frames_are_made_at_once(self, small, monkeypatch):
         images, _ = scene()
-        whole = run(small, images)
-        monkeypatch.setattr(heads, "FRAMES_AT_ONCE", 1)
-        assert_same(run(small, images), whole)
+        one_by_one = run(small, images)
+        monkeypatch.setattr(heads, "FRAMES_AT_ONCE", 2)
+        assert_same(run(small, images), one_by_one)
+
+    def test_memory_of_maps_does_not_grow_with_the_window(self, small):
+        def needs(frames: int) -> int:  # beside what goes in and what comes out, for a moment twice
+            tokens = torch.zeros(frames, TINY.width, 4, 6)
+            with torch.inference_mode(), TensorMemory() as memory:
+                maps = small.point_head(tokens, 56, 84)
+            return memory.peak - 2 * maps.nbytes
+
+        assert needs(1) > 56 * 84 * 4 * TINY.conv_widths[-1]  # one frame's last channels at least
+        assert needs(32) <= needs(1)
 
     def test_without_conditions_the_multimodal_part_does_nothing(self, small):
         images, conditions = scene()
