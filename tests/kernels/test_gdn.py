@@ -117,7 +117,7 @@ class TestLaws:
         if backward:
             first, second = second, first
         a, carried = gdn.scan(*frames(inputs, first), backward=backward)
-        b, end = gdn.scan(*frames(inputs, second), carried, backward=backward)
+        b, end = gdn.scan(*frames(inputs, second), state=carried, backward=backward)
         assert_near(torch.cat([b, a] if backward else [a, b], dim=1), whole)
         assert_near(end, last)
 
@@ -180,7 +180,7 @@ class TestLaws:
         inputs = sample(1, 3, 4, 2, 8)
         before = [x.clone() for x in inputs]
         state = torch.ones(1, 2, 8, 8)
-        gdn.scan(*inputs, state)
+        gdn.scan(*inputs, state=state)
         assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True)) and bool((state == 1).all())
 
     def test_half_precision_in_float32_out(self):

@@ -173,11 +173,10 @@ class TestSampling:
         assert len(steps) == len(calls) == 4
         for i, (latents, (seen, timesteps)) in enumerate(zip(steps, calls, strict=True)):
             torch.testing.assert_close(timesteps, t[f"step{i}.timestep"][0], rtol=1e-6, atol=0)
-            # guidance 5 multiplies the float32 errors of the network, and every step carries them on
-            assert_near(seen, t[f"step{i}.model_in"][:1], 5e-5)
-            assert_near(latents, t[f"out.latents_after_step{i}"], 5e-5)
+            assert_near(seen, t[f"step{i}.model_in"][:1])
+            assert_near(latents, t[f"out.latents_after_step{i}"])
         assert torch.equal(steps[-1][:, :, :1], t["out.first_latent"])
-        assert_near(steps[-1], t["out.latents_final"], 5e-5)
+        assert_near(steps[-1], t["out.latents_final"])
 
     def test_no_guidance_is_one_pass(self):
         torch.manual_seed(0)
