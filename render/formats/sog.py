@@ -204,7 +204,7 @@ def _harmonics(sog: Sog) -> NDArray[np.float32]:
         if type(stated) is not int or not entries <= stated <= 1 << 16:
             raise broken(sog.path, f"a palette of {str(stated)[:20]} harmonics, but a splat has number {entries - 1}")
         entries = stated
-    if 1 + coefficients not in SH_COUNTS.values():
+    if coefficients not in (3, 8, 15):
         raise broken(sog.path, "harmonics of no known degree")
     rows = -(-entries // PALETTE_WIDTH)
     if sog.version == 1:
