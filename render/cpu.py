@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ class _Scene(ctypes.Structure):
     _fields_ = [
         ("count", ctypes.c_int64),
         ("sh_count", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("means", "axes", "opacities", "sh")),
+        *((name, ctypes.c_void_p) for name in ("means", "axes", "largest", "opacities", "sh")),
     ]
 
 
@@ -72,12 +71,13 @@ class CpuRasterizer:
         self._arrays = {
             "means": gaussians.means,
             "axes": rotation * gaussians.scales[:, None],
+            "largest": gaussians.scales.max(1, initial=0),
             "opacities": gaussians.opacities,
             "sh": gaussians.sh,
         }
         self._arrays = {name: np.ascontiguousarray(a, np.float32) for name, a in self._arrays.items()}
         self._scene = _Scene(len(gaussians), gaussians.sh.shape[1], *(a.ctypes.data for a in self._arrays.values()))
-        self._threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        self._threads = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or len(os.sched_getaffinity(0)))
         self._scratch = ctypes.c_void_p(self._library.longtake_new_scratch())
 
     def __del__(self) -> None:
@@ -133,7 +133,7 @@ def library() -> ctypes.CDLL:
     Raises:
         MissingPart: there is no compiler, or it failed; its words are in the text.
     """
-    source = resources.files(__package__).joinpath("cpu.cpp").read_bytes()
+    source = Path(__file__).with_name("cpu.cpp").read_bytes()
     command = compiler()
     identity = repr((command, FLAGS, _version(command), _cpu())).encode()
     folder = cache_folder()
@@ -167,7 +167,7 @@ def compiler() -> list[str]:
         if shutil.which(name):
             return [name]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
+        return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]  # building its own takes minutes
     raise MissingPart("no C++ compiler was found: apt-get install g++, or pip install ziglang, or set CXX")
 
 

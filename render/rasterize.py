@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LongtakeError, MissingPart
 from ..geometry import invert_pose
@@ -145,12 +145,12 @@ class Rasterizer:
     def draw(
         self,
         world_from_cam: NDArray,
-        intrinsics: NDArray,
+        intrinsics: ArrayLike,
         width: int,
         height: int,
         *,
         antialiased: bool = False,
-        background: Sequence[float] | NDArray = (0.0, 0.0, 0.0),
+        background: ArrayLike = (0.0, 0.0, 0.0),
         near: float | None = None,
         far: float = 1e10,
     ) -> Rendered:
@@ -204,14 +204,14 @@ class Rasterizer:
 def rasterize(
     gaussians: Gaussians,
     world_from_cam: NDArray,
-    intrinsics: NDArray,
+    intrinsics: ArrayLike,
     width: int,
     height: int,
     *,
     backend: Backend = "auto",
     profile: Profile | None = None,
     antialiased: bool = False,
-    background: Sequence[float] | NDArray = (0.0, 0.0, 0.0),
+    background: ArrayLike = (0.0, 0.0, 0.0),
     near: float | None = None,
     far: float = 1e10,
 ) -> Iterator[Rendered]:
@@ -229,5 +229,7 @@ def rasterize(
         )
     rasterizer = Rasterizer(gaussians, backend=backend, profile=profile)
     cameras = np.broadcast_to(intrinsics, (len(world_from_cam), 4))
-    options = {"antialiased": antialiased, "background": background, "near": near, "far": far}
-    return (rasterizer.draw(p, k, width, height, **options) for p, k in zip(world_from_cam, cameras, strict=True))
+    return (
+        rasterizer.draw(p, k, width, height, antialiased=antialiased, background=background, near=near, far=far)
+        for p, k in zip(world_from_cam, cameras, strict=True)
+    )

@@ -117,8 +117,8 @@ def blend(splats: Splats, view: View, profile: Profile) -> Rendered:
         light[part] = np.where(seen, after, before)
     alpha = np.float32(1) - light
     return Rendered(
-        rgb=rgb + light[..., None] * view.background,
+        rgb=(rgb + light[..., None] * view.background).astype(np.float32),
         alpha=alpha,
-        depth=depth / np.maximum(alpha, np.float32(1e-10)),
+        depth=(depth / np.maximum(alpha, np.float32(1e-10))).astype(np.float32),
         median_depth=median,
     )

@@ -122,9 +122,13 @@ def test_cpu_draws_as_the_reference(width, height, antialiased, profile):
     gaussians = cloud(700, degree=3, seed=width)
     camera = pose(rotation_from_vector(np.array([0.1, -0.2, 0.3])), np.array([0.3, -0.2, 0.5]))
     k = [0.8 * width, 0.9 * width, 0.31 * width, 0.66 * height]
-    options = {"antialiased": antialiased, "background": (0.1, 0.5, 0.9)}
-    slow = Rasterizer(gaussians, backend="reference", profile=profile).draw(camera, k, width, height, **options)
-    fast = Rasterizer(gaussians, backend="cpu", profile=profile).draw(camera, k, width, height, **options)
+    slow, fast = (
+        Rasterizer(gaussians, backend=name, profile=profile).draw(
+            camera, k, width, height, antialiased=antialiased, background=(0.1, 0.5, 0.9)
+        )
+        for name in ("reference", "cpu")
+    )
+    assert slow.median_depth is not None and fast.median_depth is not None
     assert_close(fast, {"rgb": slow.rgb, "alpha": slow.alpha, "depth": slow.depth}, share=0.998 if width > 1 else 1)
     same = np.isclose(fast.median_depth, slow.median_depth, rtol=1e-5, equal_nan=True)
     assert same.mean() >= 0.998
@@ -171,7 +175,7 @@ def test_blending_of_three_sheets(backend):
     centre = np.s_[3, 4]
     np.testing.assert_allclose(got.rgb[centre], rgb, atol=1e-5)
     np.testing.assert_allclose(got.alpha[centre], 0.85, atol=1e-5)
-    np.testing.assert_allclose(got.depth[centre], weight @ [2, 3, 4] / 0.85, rtol=1e-5)
+    np.testing.assert_allclose(got.depth[centre], weight @ np.array([2, 3, 4]) / 0.85, rtol=1e-5)
     if got.median_depth is not None:
         assert got.median_depth[centre] == 3
     else:
@@ -201,8 +205,8 @@ def test_antialiasing_keeps_the_light_of_a_small_splat(backend):
 def test_near_and_far(backend):
     two = scene(means=[[0, 0, 1], [0, 0, 3]], scales=np.full((2, 3), 20.0))
     draw = Rasterizer(two, backend=backend).draw
-    for limits, depth in (({"near": 2}, 3), ({"far": 2}, 1), ({"near": 1, "far": 3}, 1 * 2 / 3 + 3 / 3)):
-        assert draw(EYE, [9, 9, 3, 3], 7, 7, **limits).depth[3, 3] == pytest.approx(depth, rel=1e-4)
+    for near, far, depth in ((2, 9, 3), (0.5, 2, 1), (1, 3, 1 * 2 / 3 + 3 / 3)):
+        assert draw(EYE, [9, 9, 3, 3], 7, 7, near=near, far=far).depth[3, 3] == pytest.approx(depth, rel=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -386,6 +390,18 @@ def test_a_compiler_that_fails_is_quoted(empty_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     with pytest.raises(MissingPart, match="cannot be run"):
         Rasterizer(cloud(3), backend="cpu")
+
+
+def test_ziglang_will_do(empty_cache, monkeypatch):
+    """The compiler that pip can install, where the system has none; it needs no C++ library."""
+    pytest.importorskip("ziglang", reason="pip install ziglang")
+    picture = Rasterizer(cloud(50), backend="cpu").draw(EYE, [30, 30, 20, 15], 41, 31)
+    cpu.library.cache_clear()
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: None)
+    again = Rasterizer(cloud(50), backend="cpu").draw(EYE, [30, 30, 20, 15], 41, 31)
+    assert len(list(empty_cache.glob("*.so"))) == 2
+    np.testing.assert_allclose(again.rgb, picture.rgb, atol=1e-5)
 
 
 def test_auto_takes_the_fastest_there_is():
