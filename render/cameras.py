@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,8 +229,8 @@ def _read_colmap(folder: Path, suffix: str) -> TrainingCameras:
     binary = suffix == ".bin"
     for number, model, width, height, values in (_binary_cameras if binary else _text_cameras)(cameras):
         name, _, shared = MODELS[model]
-        focal, rest = ((values[0],) * 2, values[1:]) if shared else (values[:2], values[2:])
-        lenses[number] = _lens(cameras, f"camera {number} ({name})", (width, height), focal, rest[:2], rest[2:])
+        fx, fy, cx, cy, *rest = (values[0], *values) if shared else values
+        lenses[number] = _lens(cameras, f"camera {number} ({name})", (width, height), (fx, fy), (cx, cy), rest)
     seen: list[tuple[str, int, tuple[float, ...]]] = []
     for name, camera, motion in (_binary_images if binary else _text_images)(images):
         if camera not in lenses:
@@ -436,8 +436,8 @@ def _number(path: Path, where: str, table: dict[str, Any], key: str) -> float:
     return float(value)
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e100  # type: ignore[operator]  # no NaN, no endless integer
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and abs(value) < 1e100  # no NaN, no endless integer
 
 
 def _from_angle(path: Path, where: str, table: dict[str, Any], key: str, size: float) -> float:

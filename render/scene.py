@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import MissingPart
 from ..records import BadMedia, LongtakeError
 from .formats.ply import read_ply, write_ply
 from .formats.raw import MAX_SPLATS, RawScene, unsupported
@@ -101,17 +102,21 @@ def write_scene(gaussians: Gaussians, path: str | Path) -> None:
 
     Raises:
         LongtakeError: no splats, a suffix that is none of these, or values the format cannot hold.
+        MissingPart: the disk refuses.
     """
     path = Path(path)
-    write = WRITERS.get(path.suffix)
+    suffix = ".compressed.ply" if path.name.endswith(".compressed.ply") else path.suffix
+    write = WRITERS.get(suffix)
     if write is None:
-        raise LongtakeError(f"{path}: scenes are written as {', '.join(WRITERS)}, not as {path.suffix or 'no suffix'}")
+        raise LongtakeError(f"{path}: scenes are written as {', '.join(WRITERS)}, not as {suffix or 'no suffix'}")
     if not len(gaussians):
         raise LongtakeError(f"{path}: a scene of 0 splats is not written, because nothing reads it")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial, gaussians)
         os.replace(partial, path)
+    except OSError as error:
+        raise MissingPart(f"{path}: cannot be written ({error.strerror or error}). Name another place.") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -125,6 +130,8 @@ def detect(path: Path) -> str:
     """
     if path.is_dir():
         return _detect_folder(path)
+    if path.exists() and not path.is_file():
+        raise BadMedia("unreadable", f"{path}: no plain file but a pipe or a device. Write the scene to a file first.")
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(HEAD)

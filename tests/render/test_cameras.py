@@ -19,7 +19,7 @@ OPENGL = np.diag([1.0, -1, -1, 1])
 def poses(n: int, seed: int = 0) -> np.ndarray:
     """world_from_cam [n, 4, 4]."""
     out = np.tile(np.eye(4), (n, 1, 1))
-    out[:, :3, :3] = Rotation.random(n, rng=seed).as_matrix().reshape(n, 3, 3)
+    out[:, :3, :3] = Rotation.random(n, rng=np.random.default_rng(seed)).as_matrix().reshape(n, 3, 3)
     out[:, :3, 3] = np.random.default_rng(seed).normal(size=(n, 3))
     return out
 

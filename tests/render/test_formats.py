@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -14,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from longtake.errors import MissingPart
 from longtake.records import BadMedia, LongtakeError
 from longtake.render.formats import ply, raw, spz
 from longtake.render.gaussians import FIELDS, SH0, SH_COUNTS, Gaussians
@@ -82,14 +84,14 @@ def test_turned_harmonics_show_the_same_colour_in_the_turned_direction(degree):
     sh = rng.normal(size=(5, SH_COUNTS[degree], 3)).astype(np.float32)
     directions = rng.normal(size=(40, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    rotation = Rotation.random(rng=2).as_matrix()
+    rotation = Rotation.random(rng=np.random.default_rng(2)).as_matrix()
     before = np.einsum("dk,nkc->ndc", sh_basis(directions, degree), sh)
     after = np.einsum("dk,nkc->ndc", sh_basis(directions @ rotation.T, degree), rotate_sh(sh, rotation))
     np.testing.assert_allclose(after, before, atol=2e-6)  # float32 coefficients
 
 
 def test_two_turns_are_one_turn():
-    a, b = Rotation.random(2, rng=3).as_matrix()
+    a, b = Rotation.random(2, rng=np.random.default_rng(3)).as_matrix()
     g = sample(20, 3)
     check_close(
         g.rotated(a).rotated(b), g.rotated(b @ a), mean=3e-6, log_scale=0, angle=2e-3, opacity=0, dc=0, rest=3e-6
@@ -100,12 +102,12 @@ def test_a_half_turn_only_changes_signs_and_twice_is_nothing():
     g = sample(50, 3)
     turned = g.rotated(FLIP)
     np.testing.assert_array_equal(np.abs(turned.sh), np.abs(g.sh))
-    np.testing.assert_array_equal(turned.means, g.means * np.float32([1, -1, -1]))
+    np.testing.assert_array_equal(turned.means, g.means * np.array([1, -1, -1], np.float32))
     np.testing.assert_array_equal(turned.rotated(FLIP).sh, g.sh)
 
 
 def test_turned_gaussians_have_turned_covariances():
-    rotation, g = Rotation.random(rng=4).as_matrix(), sample(30, 0)
+    rotation, g = Rotation.random(rng=np.random.default_rng(4)).as_matrix(), sample(30, 0)
     want = rotation @ covariances(g) @ rotation.T
     np.testing.assert_allclose(covariances(g.rotated(rotation)), want, atol=1e-5 * want.max())
 
@@ -199,7 +201,7 @@ def test_properties_of_a_ply_may_stand_in_any_order_and_type(tmp_path):
 def test_a_mip_splatting_filter_widens_the_splats_and_thins_their_opacity(tmp_path):
     names = [*ply.MEANS, *ply.DC, "opacity", *ply.SCALES, *ply.ROTATION, "filter_3D"]
     lines = ["ply", "format binary_little_endian 1.0", "element vertex 1", *(f"property float {n}" for n in names)]
-    values = np.float32([0, 0, 0, 0, 0, 0, 0, *np.log([3, 1, 2]), 1, 0, 0, 0, 4])
+    values = np.array([0, 0, 0, 0, 0, 0, 0, *np.log([3, 1, 2]), 1, 0, 0, 0, 4], np.float32)
     (tmp_path / "a").write_bytes("\n".join([*lines, "end_header\n"]).encode() + values.astype("<f4").tobytes())
     scene = read_scene(tmp_path / "a")
     np.testing.assert_allclose(scene.gaussians.scales[0], [5, 17**0.5, 20**0.5], rtol=1e-6)
@@ -216,11 +218,11 @@ def test_compressed_ply_by_hand(tmp_path):
     lines = ["ply", "format binary_little_endian 1.0", "element chunk 1", *(f"property float {b}" for b in bounds)]
     lines += ["element vertex 2", *(f"property uint packed_{n}" for n in ("position", "rotation", "scale", "color"))]
     lines += ["element sh 2", *(f"property uchar f_rest_{i}" for i in range(9)), "end_header\n"]
-    chunk = np.float32([-1, -2, -3, 1, 2, 3, -4, -4, -4, -2, -2, -2])
+    chunk = np.array([-1, -2, -3, 1, 2, 3, -4, -4, -4, -2, -2, -2], np.float32)
     whole = 2047 << 21 | 1023 << 11 | 2047
     largest_is_y = 2 << 30 | 1023 << 20 | 511 << 10 | 511  # w at its most, x and z about 0
-    vertex = np.uint32([0, largest_is_y, whole, 255 << 24 | 255, whole, 0, 0, 128 << 8])
-    harmonics = np.uint8([0, 255, 127, 1, 2, 3, 4, 5, 6] * 2)
+    vertex = np.array([0, largest_is_y, whole, 255 << 24 | 255, whole, 0, 0, 128 << 8], np.uint32)
+    harmonics = np.array([0, 255, 127, 1, 2, 3, 4, 5, 6] * 2, np.uint8)
     parts = (chunk.astype("<f4"), vertex.astype("<u4"), harmonics)
     (tmp_path / "a").write_bytes("\n".join(lines).encode() + b"".join(part.tobytes() for part in parts))
     g = read_scene(tmp_path / "a").gaussians
@@ -399,7 +401,7 @@ def test_one_object_in_two_formats(shared_data):
         np.testing.assert_allclose(np.quantile(a.means, power, 0), np.quantile(b.means, power, 0), atol=1e-3)
         np.testing.assert_allclose(np.quantile(a.opacities, power), np.quantile(b.opacities, power), atol=1 / 255)
         np.testing.assert_allclose(np.quantile(a.sh, power, 0), np.quantile(b.sh, power, 0), atol=0.03)
-    distance, match = cKDTree(b.means).query(a.means[::40])
+    distance, match = KDTree(b.means).query(a.means[::40])
     assert np.quantile(distance, 0.99) < 1e-3  # 12 fractional bits on one side, 11 bits of a chunk on the other
     near = distance < 5e-4
     for name, most in (("opacities", 1.01 / 255), ("sh", 0.03)):
@@ -423,7 +425,7 @@ def test_real_points_come_back_through_every_format(shared_data, tmp_path):
     g = Gaussians(
         means=points["means3d"],
         scales=np.full((n, 3), 0.01, np.float32),
-        quaternions=np.tile(np.float32([1, 0, 0, 0]), (n, 1)),
+        quaternions=np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1)),
         opacities=np.full(n, 0.9, np.float32),
         sh=((points["colors"][:, None] / 255 - 0.5) / SH0).astype(np.float32),
     )
@@ -593,6 +595,9 @@ def test_hostile_files_are_refused_with_words_and_without_memory(tmp_path, name)
 def test_what_is_not_there_and_folders_without_a_scene(tmp_path):
     with pytest.raises(BadMedia, match="No such file"):
         read_scene(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadMedia, match="no plain file"):
+        read_scene(tmp_path / "pipe")
     with pytest.raises(BadMedia, match=r"meta\.json"):
         read_scene(tmp_path)
     (tmp_path / "0.0001" / "0").mkdir(parents=True)
@@ -711,12 +716,16 @@ def test_what_cannot_be_written(tmp_path):
     g = sample(3, 0)
     with pytest.raises(LongtakeError, match=r"\.ply, \.spz"):
         write_scene(g, tmp_path / "a.ksplat")
+    with pytest.raises(LongtakeError, match=r"not as \.compressed\.ply"):
+        write_scene(g, tmp_path / "a.compressed.ply")
     with pytest.raises(LongtakeError, match="0 splats"):
         write_scene(sample(0, 0), tmp_path / "a.ply")
     g.means[0] = 1e8
     with pytest.raises(LongtakeError, match="2\\^23"):
         write_scene(g, tmp_path / "a.spz")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(MissingPart, match="Name another place"):
+        write_scene(sample(1, 0), tmp_path / "gone" / "a.ply")
 
 
 def fuzz_inputs(folder: Path) -> dict[str, bytes]:
