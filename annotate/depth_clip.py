@@ -97,7 +97,8 @@ class DepthClip:
         """
         log, confidence = self._codes(row)
         depth = np.exp(log + np.float32(np.log(self.factor[row])))
-        return depth, np.where(np.isnan(depth), np.float32(0), confidence)
+        confidence[np.isnan(depth)] = 0
+        return depth, confidence
 
     def sample(self, row: int, xy: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Depth [N] and confidence [N] at display pixels [N, 2] (x, y; centres at integers) of the row's frame.
@@ -110,7 +111,7 @@ class DepthClip:
         size = np.array([self.width, self.height])
         at = (np.asarray(xy, np.float64) - self.crop[:2] + 0.5) * size / self.crop[2:] - 0.5
         with np.errstate(invalid="ignore"):
-            inside = ((at >= -0.5) & (at <= size - 0.5)).all(-1)
+            inside = np.asarray(((at >= -0.5) & (at <= size - 0.5)).all(-1))
         at = np.where(inside[:, None], at.clip(0, size - 1), 0)
         left = np.minimum(at.astype(np.int64), np.maximum(size - 2, 0))
         right = np.minimum(left + 1, size - 1)
@@ -126,7 +127,7 @@ class DepthClip:
         """Log of stored depth, nan where unknown, and confidence."""
         frame = int(self.frame_index[row])
         codes, trust = self._picture(_depth_name(frame), np.uint16), self._picture(_trust_name(frame), np.uint8)
-        return log_depth(codes), trust.astype(np.float32) / 255
+        return log_depth(codes), trust.astype(np.float32) / np.float32(255)
 
     def _picture(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
         most = 2 * self.width * self.height * np.dtype(dtype).itemsize + 4096

@@ -229,7 +229,9 @@ def cut_depth(
         index.append(np.floor(at).astype(np.int64))
     (u, v), (height, width) = index, depth.shape
     outside = ((v < 0) | (v >= height))[:, None] | ((u < 0) | (u >= width))
-    return np.where(outside, np.float32(np.nan), depth[v.clip(0, height - 1)][:, u.clip(0, width - 1)])
+    out = depth[np.ix_(v.clip(0, height - 1), u.clip(0, width - 1))]
+    out[outside] = np.nan
+    return out
 
 
 def _numbered(folder: Path, info: VideoInfo) -> list[tuple[int, Path]]:
@@ -252,7 +254,7 @@ def _png_depth(path: Path) -> NDArray[np.float32]:
         data = path.read_bytes()
     except OSError as error:
         raise _bad("depth_unreadable", path, f"cannot be read ({error.strerror})") from error
-    return decode_png(data, None, np.uint16, str(path)).astype(np.float32) / 1000
+    return decode_png(data, None, np.uint16, str(path)).astype(np.float32) / np.float32(1000)
 
 
 def _reader(

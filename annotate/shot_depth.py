@@ -49,7 +49,7 @@ class DepthStageConfig:
 
     device: str = "auto"  # cpu, cuda or cuda:1; auto: a GPU where there is one
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: half on a GPU, float32 on a CPU
-    vram_gib: float | None = None  # of the device, for the networks; None: nine tenths of what is free on a GPU
+    vram_gib: float | None = None  # of the device, for the networks; None: what is free on a GPU, any on a CPU
     pixel_limit: int = 255_000  # of a depth map
     batch: int = 8  # pictures that MoGe-2 sees at a time
     single_side: int = 1280  # that they are shrunk to: MoGe-2 makes them smaller still

@@ -1,6 +1,8 @@
 """From video files to a manifest of posed clips: the list of stages, and the run that takes every input through them.
 
-    probe (a file) -> shots -> for each shot: track -> quality -> sheet -> a row of the manifest
+    probe (a file) -> shots -> for each shot: [depth ->] track -> quality -> sheet -> a row of the manifest
+
+The stage `depth` is there where networks are asked for, or depth is given.
 
 Every input ends in at least one row, or is counted as a duplicate of another with the same bytes. A run may be cut off
 anywhere: the next one with the same output takes up what is on record (`stages`) and commits what is missing.
@@ -18,9 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
+from uuid import uuid4
 
+from ..annotate.depth_clip import DepthClip
+from ..annotate.given import read_poses
 from ..annotate.quality import Quality, QualityConfig, measure
 from ..annotate.sheet import Sheet, draw_sheet
+from ..annotate.shot_depth import DepthStageConfig, Known, estimate_depth
 from ..annotate.shots import ShotsConfig, find_shots
 from ..annotate.track import TrackConfig, estimate_track
 from ..annotate.video import VideoConfig, expand_inputs, probe
@@ -29,6 +36,17 @@ from ..datasets.manifest import create_manifest
 from ..datasets.report import write_report
 from ..records import BadMedia, LongtakeError, Rejected, Shot, Track, VideoInfo
 from .config import MissingPart, RunStopped, UsageError, digest
+from .depth import (
+    Facts,
+    check_device,
+    keep_depth,
+    licences,
+    load_backends,
+    needed_networks,
+    remarks,
+    revisions,
+    uses_gpu,
+)
 from .display import Display, make_display
 from .executors import drive, make_executor
 from .ledger import Ledger, Run
@@ -36,6 +54,8 @@ from .stages import Artifacts, Job, Outcome, Progress, Ref, Resources, Stage
 
 CAMERA_NAMES = (("fx", "fl_x"), ("fy", "fl_y"), ("cx", "cx"), ("cy", "cy"))
 LIMIT_S, LIMIT_S_PER_FRAME = 600.0, 5.0  # a job that takes longer hangs: some hundred times what it should take
+LIMIT_S_PER_DEPTH_FRAME = 300.0  # the same of networks, which may be on a CPU
+Scale = Literal["metric", "relative"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +64,19 @@ class AnnotateConfig:
 
     stills: bool = False  # the frames are separate photographs
     intrinsics: tuple[float, ...] | None = None  # known camera in display pixels: (f,) or (fx, fy, cx, cy)
+    engine: Literal["classical", "pi3x"] = "classical"  # pi3x: its depth and cameras are where estimation starts
+    metric: Literal["none", "moge2"] = "none"  # the network that says how many metres lengths are
+    given_depth: str | None = None  # known depth: a folder, .npy or .zip; {folder} and {stem} stand for the input's
+    given_depth_scale: Scale | None = None
+    given_poses: str | None = None  # known poses: .npy, .npz or text; {folder} and {stem} as above
+    given_poses_scale: Scale | None = None
     profile: str = "none"  # filter profile that judges the clips: robust, sana_wm or none
     source: str | None = None  # whose thresholds of sana_wm
     source_dataset: str | None = None  # stated by the user, kept in every row
     license: str | None = None  # the same
     video: VideoConfig = field(default_factory=VideoConfig)
     shots: ShotsConfig = field(default_factory=ShotsConfig)
+    depth: DepthStageConfig = field(default_factory=DepthStageConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
 
@@ -58,10 +85,21 @@ class AnnotateConfig:
             raise ValueError(
                 f"intrinsics are f or fx, fy, cx, cy in pixels with focal lengths above 0, not {self.intrinsics}"
             )
+        for what in ("depth", "poses"):
+            if (getattr(self, f"given_{what}") is None) != (getattr(self, f"given_{what}_scale") is None):
+                raise ValueError(f"given {what} need a scale, metric or relative: give both or neither")
+        if self.given_depth is not None and self.engine == "pi3x":
+            raise ValueError("given depth takes the place of what pi3x says: leave one of them out")
+        if self.given_depth_scale == "metric" and self.metric != "none":
+            raise ValueError("the given depth is metric already: it needs no network for that")
         if self.profile != "none":
             filters.rules(self.profile, self.source)
         elif self.source is not None:
             raise ValueError(f"source {self.source!r} chooses thresholds of the profile sana_wm: set profile too")
+
+    @property
+    def asks_depth(self) -> bool:
+        return self.engine != "classical" or self.metric != "none" or self.given_depth is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +126,40 @@ def _shots(
     return Rejected(stage="shots", reason="no_shots", message=message)
 
 
+def _depth(
+    info: VideoInfo,
+    shots: list[Shot],
+    position: int,
+    networks: tuple[str, ...],
+    known: Known | None,
+    intrinsics: tuple[float, ...] | None,
+    config: DepthStageConfig,
+    video: VideoConfig,
+    scratch: str,
+    *,
+    progress: Progress | None,
+) -> DepthClip | Rejected:
+    """Depth of a shot; its file lies in the folder `scratch` until it is stored."""
+    path = Path(scratch) / f".tmp-depth-{uuid4().hex}.zip"
+    clip = None
+    try:
+        clip = estimate_depth(
+            info,
+            shots[position],
+            config,
+            load_backends(networks, config),
+            path,
+            known=known,
+            intrinsics=None if intrinsics is None else known_camera(intrinsics, info),
+            video_config=video,
+            progress=progress,
+        )
+        return clip
+    finally:
+        if not isinstance(clip, DepthClip):
+            path.unlink(missing_ok=True)
+
+
 def _track(
     info: VideoInfo,
     shots: list[Shot],
@@ -95,11 +167,18 @@ def _track(
     intrinsics: tuple[float, ...] | None,
     config: TrackConfig,
     video: VideoConfig,
+    depth: DepthClip | None,
+    poses: Known | None,
     *,
     progress: Progress | None,
 ) -> Track | Rejected:
     given = None if intrinsics is None else known_camera(intrinsics, info)
-    return estimate_track(info, shots[position], config, video_config=video, intrinsics=given, progress=progress)
+    more: dict[str, object] = {} if depth is None else {"depth": depth}
+    if poses is not None:
+        more["poses"] = read_poses(poses.path, info.num_frames, info.pts_ns, poses.metric)
+    return estimate_track(
+        info, shots[position], config, video_config=video, intrinsics=given, progress=progress, **more
+    )
 
 
 def _quality(
@@ -130,10 +209,47 @@ def _sheet(
 
 PROBE = Stage(name="probe", version=1, fn=_probe)
 SHOTS = Stage(name="shots", version=2, fn=_shots)
+DEPTH = Stage(name="depth", version=1, fn=_depth, resources=Resources(cpus=1, memory_bytes=8 << 30))
 TRACK = Stage(name="track", version=3, fn=_track, resources=Resources(cpus=1, memory_bytes=2 << 30))
 QUALITY = Stage(name="quality", version=1, fn=_quality)
 SHEET = Stage(name="sheet", version=1, fn=_sheet)
-VERSIONS = {stage.name: str(stage.version) for stage in (PROBE, SHOTS, TRACK, QUALITY)}
+VERSIONS = {stage.name: str(stage.version) for stage in (PROBE, SHOTS, TRACK, QUALITY)}  # of every run
+
+
+def stage_versions(config: AnnotateConfig, networks: Sequence[Facts], sources: Sequence[str]) -> dict[str, str]:
+    """Stage -> its version, with the weights and the given files that the results depend on."""
+    versions = dict(VERSIONS)
+    if config.asks_depth:
+        versions["depth"] = str(DEPTH.version)
+        for name, revision in revisions(networks).items():
+            versions["depth"] += f" {name}@{revision}"
+    for what, stage in (("depth", "depth"), ("poses", "track")):
+        pattern = getattr(config, f"given_{what}")
+        if pattern is not None:
+            stands = digest([fingerprint(str(given_file(pattern, source))) for source in sources])
+            versions[stage] += f" {what}@{stands[:16]}"
+    return versions
+
+
+def given_file(pattern: str, source: str) -> Path:
+    """The file or folder given for a source: `{folder}` and `{stem}` in the pattern are the source's own."""
+    path = Path(source)
+    return Path(pattern.replace("{folder}", str(path.parent)).replace("{stem}", path.stem)).absolute()
+
+
+def _check_given(config: AnnotateConfig, sources: Sequence[str]) -> None:
+    """Raises UsageError where one file is given for several sources, or for one that is not there."""
+    for what in ("depth", "poses"):
+        pattern = getattr(config, f"given_{what}")
+        if pattern is None or "{stem}" in pattern or "{folder}" in pattern:
+            continue
+        if len(sources) > 1:
+            raise UsageError(
+                f"--{what} {pattern}: one for {len(sources)} inputs. Put {{stem}} or {{folder}} where the name of the "
+                f"input, or of its folder, stands: --{what} '{{folder}}/{what}/{{stem}}.npy'"
+            )
+        if not given_file(pattern, sources[0]).exists():
+            raise UsageError(f"--{what} {pattern}: no such file or folder")
 
 
 def known_camera(intrinsics: tuple[float, ...], info: VideoInfo) -> tuple[float, ...]:
@@ -242,6 +358,11 @@ def annotate(
         sources = [str(source) for source in expand_inputs([str(item) for item in inputs])]
     except LongtakeError as error:
         raise UsageError(str(error)) from error
+    _check_given(config, sources)
+    networks = needed_networks(config.engine, config.metric)
+    if networks and executor == "local":
+        check_device(config.depth.device)
+    versions = stage_versions(config, networks, sources)
     try:
         manifest = create_manifest(Path(out).absolute())
     except LongtakeError as error:
@@ -252,13 +373,15 @@ def annotate(
         manifest,
         inputs=sources,
         config=Config(annotate=config),
-        stage_versions=VERSIONS,
+        stage_versions=versions,
         retry_failed=retry_failed,
         display=display,
-        about={"executor": executor},
+        about={"executor": executor, "networks": list(networks)},
     )
+    for words in remarks(networks):
+        display.note(words)
     store = Artifacts(manifest.folder / "artifacts")
-    graph = _Graph(ledger, store, config, sheets=report)
+    graph = _Graph(ledger, store, config, networks, sheets=report)
     pool = None
     try:
         count = jobs if jobs is not None else (0 if executor == "ray" else 1)
@@ -299,6 +422,7 @@ class _Place:
     shots_key: str = ""
     position: int = 0  # in the list of shots
     shot: Shot | None = None
+    depth_key: str = ""
     track_key: str = ""
     reduced: bool = False  # tracked in smaller pictures, since memory ran out
     quality: Quality | None = None
@@ -327,10 +451,15 @@ class _Place:
 class _Graph:
     """Which job follows from which outcome, for every input of a run."""
 
-    def __init__(self, ledger: Ledger, store: Artifacts, config: AnnotateConfig, *, sheets: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, store: Artifacts, config: AnnotateConfig, networks: Sequence[Facts], *, sheets: bool
+    ) -> None:
         self.ledger = ledger
         self.store = store
         self.config = config
+        self.networks = networks
+        gpus = 1.0 if networks and uses_gpu(config.depth.device) else 0.0
+        self.depth_stage = replace(DEPTH, resources=replace(DEPTH.resources, gpus=gpus))
         self.sheets = sheets
         self.places: dict[str, _Place] = {}  # key of a job that is not over -> its place
         self.seen: dict[str, str] = {}  # probe key and content of every source so far -> the first source that has it
@@ -368,7 +497,10 @@ class _Graph:
                 return self._after_probe(place, job.key)
             case "shots":
                 return self._after_shots(place, job.key)
-            case "track":
+            case "depth" if outcome.status == "ok":
+                place.depth_key = job.key
+                return [self._track_job(place)]
+            case "depth" | "track":  # a refusal of depth stands in the track's place
                 place.track_key = job.key
                 config = (self.config.quality, self.config.video)
                 return [self._shot_job(QUALITY, config, place)]  # of a refused shot too: for its pictures
@@ -410,8 +542,23 @@ class _Graph:
             if row := self.ledger.current(own.clip_id):
                 self.ledger.count(row, own.name, "")
             else:
-                jobs.append(self._track_job(own))
+                jobs.append(self._depth_job(own) if self.config.asks_depth else self._track_job(own))
         return jobs
+
+    def _depth_job(self, place: _Place) -> Job:
+        assert place.info
+        config = self.config
+        known = self._known(config.given_depth, config.given_depth_scale, place)
+        names = tuple(str(facts["network"]) for facts in self.networks)
+        inputs = (names, known, config.intrinsics, config.depth, config.video)
+        weights = tuple(f"{facts['network']} {facts['sha256']}" for facts in self.networks)
+        what = (place.position, names, config.intrinsics, config.depth, config.video)
+        key = DEPTH.key(place.info.sha256, what, (place.shots_key, *weights, *_identity(known)))
+        refs = (Ref(key=place.info_key), Ref(key=place.shots_key), place.position)
+        return self._job(self.depth_stage, key, (*refs, *inputs, str(self.store.root)), place)
+
+    def _known(self, pattern: str | None, scale: Scale | None, place: _Place) -> Known | None:
+        return None if pattern is None else Known(path=given_file(pattern, place.source), metric=scale == "metric")
 
     def _track_job(self, place: _Place) -> Job:
         assert place.info
@@ -419,10 +566,12 @@ class _Graph:
         if place.reduced:
             track = replace(track, max_side=track.max_side // 2)
         config = (self.config.intrinsics, track, self.config.video)
-        key = TRACK.key(place.info.sha256, (place.position, *config), (place.shots_key,))
-        return self._job(
-            TRACK, key, (Ref(key=place.info_key), Ref(key=place.shots_key), place.position, *config), place
-        )
+        poses = self._known(self.config.given_poses, self.config.given_poses_scale, place)
+        upstream = [place.shots_key, *([place.depth_key] if place.depth_key else []), *_identity(poses)]
+        key = TRACK.key(place.info.sha256, (place.position, *config), tuple(upstream))
+        depth = Ref(key=place.depth_key) if place.depth_key else None
+        refs = (Ref(key=place.info_key), Ref(key=place.shots_key), place.position)
+        return self._job(TRACK, key, (*refs, *config, depth, poses), place)
 
     def _shot_job(self, stage: Stage, config: tuple[object, ...], place: _Place) -> Job:
         """A job that takes a shot, its track or refusal, and a configuration."""
@@ -432,7 +581,8 @@ class _Graph:
 
     def _job(self, stage: Stage, key: str, inputs: tuple[object, ...], place: _Place) -> Job:
         self.places[key] = place
-        limit_s = LIMIT_S + LIMIT_S_PER_FRAME * (place.info.num_frames if place.info else 0)
+        per_frame_s = LIMIT_S_PER_DEPTH_FRAME if stage.name == DEPTH.name else LIMIT_S_PER_FRAME
+        limit_s = LIMIT_S + per_frame_s * (place.info.num_frames if place.info else 0)
         return Job(stage=stage, key=key, inputs=inputs, clip=place.name, limit_s=limit_s)
 
     def _is_first(self, identity: str, source: str) -> bool:
@@ -456,14 +606,19 @@ class _Graph:
         track: Track | None = None if refused else self.store.load(place.track_key)
         if track is not None and place.reduced:
             track = replace(track, flags=(*track.flags, "reduced_for_memory"))
+        depth: DepthClip | None = self.store.load(place.depth_key) if track and place.depth_key else None
+        if track is not None and depth is not None:
+            track = replace(track, flags=(*track.flags, *(f for f in depth.flags if f not in track.flags)))
         row = schema.annotate_row(
             path=place.source,
             provenance=schema.Provenance(
                 run_id=self.ledger.run_id,
                 config_hash=self.ledger.config_hash,
                 software_version=metadata.version("longtake"),
-                stage_versions=VERSIONS,
+                stage_versions=self.ledger.stage_versions,
                 timings_s=place.timings_s,
+                model_revisions=revisions(self.networks) if place.depth_key else {},
+                model_licenses=licences(self.networks) if place.depth_key else {},
             ),
             video=place.info,
             shot=place.shot,
@@ -474,9 +629,18 @@ class _Graph:
             source_dataset=self.config.source_dataset,
             license=self.config.license,
         )
+        if depth is not None:
+            row |= keep_depth(depth, self.ledger.out, place.clip_id)
+        if track is not None and track.scale_kind == "metric":
+            row["scale_source"] = "given poses" if self.config.given_poses_scale == "metric" else depth and depth.source
         if self.config.profile != "none":
             row = filters.judged(row, self.config.profile, self.config.source)
         self.ledger.add(row, place.name, f"{refused.reason}: {refused.message}" if refused else "")
+
+
+def _identity(known: Known | None) -> tuple[str, ...]:
+    """What tells whether a given file is the same as before."""
+    return () if known is None else (f"{known.path} {fingerprint(str(known.path))} {known.metric}",)
 
 
 def fingerprint(source: str) -> str:

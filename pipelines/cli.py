@@ -76,6 +76,14 @@ def annotate(
     jobs: int | None = None,
     intrinsics: str | None = None,
     intrinsics_mode: Literal["auto", "shared", "per_frame"] | None = None,
+    engine: Literal["classical", "pi3x"] | None = None,
+    metric: Literal["none", "moge2"] | None = None,
+    device: str | None = None,
+    vram: float | None = None,
+    depth: str | None = None,
+    depth_scale: Literal["metric", "relative"] | None = None,
+    poses: str | None = None,
+    poses_scale: Literal["metric", "relative"] | None = None,
     profile: Literal["none", "robust", "sana_wm"] | None = None,
     source: str | None = None,
     config: Path | None = None,
@@ -107,6 +115,23 @@ def annotate(
         The known camera in pixels: f, or fx,fy,cx,cy, or a file that holds them.
     intrinsics_mode
         One set of intrinsics for a shot, one for each frame, or what the data ask for.
+    engine
+        Where cameras come from: the pictures alone, or starting from what the network Pi3X sees.
+    metric
+        The network that says how many metres lengths are: none, or MoGe-2.
+    device
+        Where networks run: auto, cpu, cuda or cuda:1.
+    vram
+        Memory in GiB that networks may take; windows of frames become shorter until they fit.
+    depth
+        Known depth: a folder of 16-bit PNGs in millimetres named by frame (000000.png), .npy [frames, height, width]
+        or a depth.zip of longtake. {folder} and {stem} stand for an input's.
+    depth_scale
+        Whether that depth is in metres or in a unit of its own.
+    poses
+        Known camera-to-world poses in OpenCV axes: .npy, .npz, TUM or KITTI text. {folder} and {stem} as above.
+    poses_scale
+        Whether these poses are in metres or in a unit of their own.
     profile
         Filter profile: clips that fail it keep their row, with the reasons.
     source
@@ -130,6 +155,14 @@ def annotate(
         "stills": stills or None,
         "intrinsics": None if intrinsics is None else pipeline.read_intrinsics(intrinsics),
         "track.intrinsics_mode": intrinsics_mode,
+        "engine": engine,
+        "metric": metric,
+        "depth.device": device,
+        "depth.vram_gib": vram,
+        "given_depth": depth,
+        "given_depth_scale": depth_scale,
+        "given_poses": poses,
+        "given_poses_scale": poses_scale,
         "profile": profile,
         "source": source,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ def write(path: Path, depths, confidence=1.0, **changes) -> DepthClip:
         for i, depth in enumerate(depths):
             writer.add(2 * i, depth, np.broadcast_to(confidence, np.shape(depth)))
     n = len(depths)
-    facts = {
+    facts: dict[str, Any] = {
         "path": path,
         "frame_index": np.array(writer.frame_index),
         "width": WIDTH,
@@ -85,7 +86,7 @@ def test_a_file_tells_other_tools_what_it_means(tmp_path):
         code = cv2.imdecode(np.frombuffer(archive.read("000000.png"), np.uint8), cv2.IMREAD_UNCHANGED)
     assert meta["unit"] == "m" and meta["focal_px"] == [[None, None]]
     formula = meta["meaning"].partition(" for frame")[0].partition("= ")[2].replace("factor[i]", "factor")
-    depth = eval(formula, {"exp": np.exp, "code": code.astype(float), "factor": meta["factor"][0]})
+    depth = eval(formula, {"exp": np.exp, "code": np.asarray(code, float), "factor": meta["factor"][0]})
     assert depth == pytest.approx(2 * slope(), rel=STEP)
 
 
@@ -118,7 +119,7 @@ def test_nothing_is_sampled_outside_at_holes_and_at_edges(tmp_path):
 
 def test_records_are_checked(tmp_path):
     good = write(tmp_path / "d.zip", [slope()])
-    facts = {name: getattr(good, name) for name in DepthClip.__dataclass_fields__}
+    facts: dict[str, Any] = {name: getattr(good, name) for name in DepthClip.__dataclass_fields__}
     mirrored = np.diag([1.0, 1, -1, 1])[None]
     for change, words in (
         ({"factor": np.array([0.0])}, "finite and positive"),
@@ -132,8 +133,9 @@ def test_records_are_checked(tmp_path):
         ({"crop": (0, 0, 0, 5)}, "is no x, y"),
         ({"relative_sigma": float("nan")}, "is none"),
     ):
+        wrong: dict[str, Any] = {**facts, **change}
         with pytest.raises(ValueError, match=words):
-            DepthClip(**facts | change)
+            DepthClip(**wrong)
 
 
 # ---- files that are not what they seem ---------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def test_a_file_that_is_none(tmp_path, change, words):
     assert caught.value.reason == "depth_unreadable" and str(tmp_path) in str(caught.value)
 
 
-def png(shape, dtype=np.uint16) -> bytes:
+def png(shape, dtype: type = np.uint16) -> bytes:
     return cv2.imencode(".png", np.ones(shape, dtype))[1].tobytes()
 
 

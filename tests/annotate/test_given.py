@@ -225,7 +225,8 @@ def test_our_own_file(tmp_path):
     finish_depth(
         DepthClip(
             path=path, frame_index=np.array([4]), width=WIDTH, height=HEIGHT, crop=(0, 4, 60, 40),
-            factor=np.array([3.0]), world_from_cam=None, focal_px=None, metric=True, source="given", scale=None, relative_sigma=0.01,
+            factor=np.array([3.0]), world_from_cam=None, focal_px=None, metric=True, source="given", scale=None,
+            relative_sigma=0.01,
         )
     )  # fmt: skip
     given = open_given_depth(path, video())

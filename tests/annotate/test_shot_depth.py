@@ -161,7 +161,7 @@ def test_given_depth_is_kept_and_made_metric(info, tmp_path):
     assert (clip.source, clip.metric) == ("given+moge2", True) and clip.world_from_cam is None
     assert clip.scale is not None and np.flatnonzero(~clip.scale.defined).tolist() == [4]
     keep = np.arange(FRAMES) != 4
-    ratio = np.array([np.nanmedian(clip.read(r)[0] / depth_map(r)) for r in np.flatnonzero(keep)])
+    ratio = np.array([np.nanmedian(clip.read(r)[0] / depth_map(r)) for r in np.flatnonzero(keep).tolist()])
     assert np.abs(ratio / METRES - 1).max() < 0.03
     metric = estimated(info, Backends(), tmp_path / "e.zip", known=Known(path=tmp_path / "maps.npy", metric=True))
     assert metric.metric and metric.read(3)[0] == pytest.approx(maps[3], rel=3e-4)
