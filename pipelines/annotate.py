@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,7 @@ from .stages import Artifacts, Job, Outcome, Progress, Ref, Resources, Stage
 CAMERA_NAMES = (("fx", "fl_x"), ("fy", "fl_y"), ("cx", "cx"), ("cy", "cy"))
 LIMIT_S, LIMIT_S_PER_FRAME = 600.0, 5.0  # a job that takes longer hangs: some hundred times what it should take
 LIMIT_S_PER_DEPTH_FRAME = 300.0  # the same of networks, which may be on a CPU
+LEFT_OVER_S = 7 * 86_400.0  # a file that was last written so long ago is nobody's any more
 Scale = Literal["metric", "relative"]
 
 
@@ -381,6 +383,7 @@ def annotate(
     for words in remarks(networks):
         display.note(words)
     store = Artifacts(manifest.folder / "artifacts")
+    _sweep(store.root)
     graph = _Graph(ledger, store, config, networks, sheets=report)
     pool = None
     try:
@@ -636,6 +639,14 @@ class _Graph:
         if self.config.profile != "none":
             row = filters.judged(row, self.config.profile, self.config.source)
         self.ledger.add(row, place.name, f"{refused.reason}: {refused.message}" if refused else "")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove depth files that killed processes left here unfinished."""
+    for path in folder.glob(".tmp-depth-*.zip"):
+        with suppress(OSError):  # another run was faster
+            if time.time() - path.stat().st_mtime > LEFT_OVER_S:
+                path.unlink()
 
 
 def _identity(known: Known | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pytest
 
 from longtake.annotate.depth_clip import DepthClip, DepthWriter, finish_depth
 from longtake.annotate.given import GivenPoses, cut_depth, open_given_depth, read_poses
+from longtake.annotate.video import probe
 from longtake.geometry import pose, quaternion_from_rotation, rotation_from_vector
 from longtake.records import BadMedia, VideoInfo
 
@@ -163,6 +164,22 @@ def test_a_header_that_claims_what_is_not_there(tmp_path, claim):
 def test_records_are_checked():
     with pytest.raises(ValueError, match="rigid"):
         GivenPoses(world_from_cam=2 * camera(), metric=True)
+
+
+def test_measured_poses_and_depth(shared_data):
+    """A recording with poses by motion capture, and depth for every sixth frame only."""
+    folder = shared_data / "sequences" / "tum_fr3_cabinet_keyframes"
+    info = probe(folder / "video.mp4")
+    with np.load(folder / "gt.npz") as truth:
+        c2w = truth["c2w"]
+    found = read_poses(folder / "gt.npz", info.num_frames, info.pts_ns, True)
+    there = np.isfinite(c2w).all((1, 2))
+    assert there.sum() > 50 and found.world_from_cam[there] == pytest.approx(c2w[there], abs=1e-6)
+    given = open_given_depth(folder / "depth", info)
+    assert given.frame_index.tolist() == list(range(0, info.num_frames, 6))
+    for row in range(len(given.frame_index)):
+        depth, confidence = given.read(row)
+        assert 0.5 < np.nanmedian(depth) < 10 and confidence.mean() > 0.2  # metres
 
 
 # ---- depth -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import zipfile
 from dataclasses import replace
@@ -429,6 +430,17 @@ def test_given_files_that_do_not_fit_fail_their_clip(tmp_path, tracker):
     row = only_row(annotated(videos[0], out=tmp_path / "n", **ask).out)
     assert row["filter_reasons"] == ["depth_unreadable"] and row["error_stage"] == "depth"
     assert not list((tmp_path / "n").rglob(".tmp-*"))
+
+
+def test_files_that_killed_processes_left_are_swept(tmp_path, tracker):
+    video = write_video(tmp_path / "v.mp4")
+    annotated(video, out=tmp_path / "m")
+    old, new = (tmp_path / "m" / "artifacts" / f".tmp-depth-{name}.zip" for name in "ab")
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    annotated(video, out=tmp_path / "m")
+    assert not old.exists() and new.exists()
 
 
 def test_given_files_in_a_worker_process(tmp_path, longtake):
