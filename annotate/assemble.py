@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..geometry import align_similarity, invert_pose, undistort
 from ..records import Shot, Track, VideoInfo
+from .depth_prior import Units
 from .klt import FeatureTracks
 from .solved import HELD_OUT, Solved, TrackConfig
 from .twoview import sampson
@@ -66,6 +67,7 @@ def assemble(
     solved: list[Solved],
     scale: float,
     given: bool,
+    units: Units,
     config: TrackConfig,
 ) -> Track:
     """One record for the shot from its chunks; frames that were not decoded have no pose."""
@@ -97,7 +99,7 @@ def assemble(
     if valid.any():
         first = invert_pose(pose[np.flatnonzero(valid)[0]])
         pose[valid] = first @ pose[valid]
-        unit = _unit(solved, first)
+        unit = _unit(solved, first) if units.factor is None else 1 / units.factor
         pose[valid, :3, 3] /= unit
     intrinsics = _fill(per_frame["intrinsics"])
     k = intrinsics[:, :4] * scale
@@ -112,17 +114,25 @@ def assemble(
     elif len(known) and float(np.median(known)) <= config.undetermined_above:
         status = "estimated"
     else:
-        status = "undetermined"
+        status = "predicted" if units.focal_known else "undetermined"
     classes = [s.motion_class for s in solved]
     motion = next(c for c in ("general", "planar", "rotation", "static") if c in classes)
     flags = set().union(*(s.flags for s in solved))
     if not valid.all():
         flags.add("frames_without_pose")
-    if status == "undetermined":
+    flags |= units.flags
+    if status in ("undetermined", "predicted"):
         flags.add("focal_undetermined")
     if len(solved) > 1:
         flags.add("joined_chunks")
-    stats = {"num_chunks": float(len(solved)), "unit": unit}
+    stats = {"num_chunks": float(len(solved)), "unit": unit, **units.stats}
+    scale_raw = scale_smoothed = None
+    if units.scale is not None:
+        rows = units.scale_frames - shot.start
+        scale_raw, scale_smoothed = np.full((2, num), np.nan)
+        scale_raw[rows], scale_smoothed[rows] = units.scale.raw, units.scale.smoothed
+        stats["scale_std_ratio"], stats["scale_drift_log"] = units.scale.std_ratio, units.scale.drift_log
+        stats["scale_dispersion"] = float(np.nanmedian(units.scale.dispersion))
     for name in ("num_points", "num_keyframes"):
         stats[name] = float(sum(s.stats.get(name, 0.0) for s in solved))
     rmse = [s.stats["ba_rmse_px"] for s in solved if "ba_rmse_px" in s.stats]
@@ -143,8 +153,10 @@ def assemble(
         distortion=distortion if any(distortion) else (),
         motion_class=motion,
         flags=tuple(sorted(flags)),
-        scale_kind="relative",
-        pose_source="classical",
+        scale_kind="metric" if units.metric else "relative",
+        pose_source=units.pose_source,
+        scale_raw=scale_raw,
+        scale_smoothed=scale_smoothed,
         stats=stats,
         examples=np.concatenate(examples) * [1, 1, scale, scale] + _offset(shot, scale),
         **per_frame,

@@ -127,6 +127,7 @@ def adjust(
     fixed_translation: bool = False,
     log_focal_prior: tuple[NDArray, NDArray] | None = None,
     log_focal_smooth: NDArray | None = None,
+    log_focal_step: NDArray | None = None,
     pp_prior: tuple[float, float, float] | None = None,
     distortion_prior_sigma: float | None = None,
     aspect_prior_sigma: float | None = None,
@@ -145,7 +146,8 @@ def adjust(
         fixed_translation: camera centres stay (rotation only). Where all centres are the origin, points are directions
             and come back with unit length.
         log_focal_prior: mean and standard deviation [G] of log fx; an infinite deviation means none.
-        log_focal_smooth: [G - 1] standard deviation of log f of a group less that of the one before it.
+        log_focal_smooth: [G - 1] standard deviation of log f of a group less that of the one before it,
+        log_focal_step: [G - 1] and the mean of that difference; None means 0.
         pp_prior: cx, cy and their standard deviation, pixels.
         distortion_prior_sigma: standard deviation of k1 and k2 about 0.
         aspect_prior_sigma: standard deviation of log fy / fx about 0.
@@ -169,6 +171,7 @@ def adjust(
             problem,
             log_focal_prior,
             log_focal_smooth,
+            log_focal_step,
             pp_prior,
             distortion_prior_sigma,
             aspect_prior_sigma,
@@ -408,10 +411,10 @@ class _Layout:
         self.xy = self.to_device(np.asarray(problem.obs_xy, np.float64)[order].T)
         weight = problem.obs_weight
         self.weight = None if weight is None else self.to_device(np.asarray(weight, np.float64)[order])
-        self.log_depth = self.depth_weight = None
-        if problem.obs_log_depth is not None:
-            self.log_depth = self.to_device(np.asarray(problem.obs_log_depth, np.float64)[order])
-            self.depth_weight = self.to_device(np.asarray(problem.obs_depth_weight, np.float64)[order])
+        self.depth = None  # log depth and its weight
+        if problem.obs_log_depth is not None and problem.obs_depth_weight is not None:
+            both = np.stack([problem.obs_log_depth, problem.obs_depth_weight]).astype(np.float64)
+            self.depth = self.to_device(both[:, order])
         self.group = self.to_device(group)
         self.local = self.to_device(local)
         self.theta_parameter = self.to_device(self.theta_index)
@@ -585,6 +588,7 @@ class _Priors:
         problem: Bundle,
         log_focal: tuple[NDArray, NDArray] | None,
         smooth: NDArray | None,
+        step: NDArray | None,
         pp: tuple[float, float, float] | None,
         distortion_sigma: float | None,
         aspect_sigma: float | None,
@@ -610,6 +614,7 @@ class _Priors:
             step_weight = 1 / np.broadcast_to(np.asarray(smooth, np.float64), groups - 1)
         self.mean, self.weight = layout.to_device(mean), layout.to_device(weight)
         self.step_weight = layout.to_device(step_weight)
+        self.step_mean = layout.to_device(np.broadcast_to(0.0 if step is None else step, step_weight.shape) + 0.0)
         # the priors' constant Hessian: a diagonal, and pairs of neighbours
         information = layout.to_device(weight**2)
         information[0, 1:] += self.step_weight**2
@@ -620,7 +625,7 @@ class _Priors:
         self.any = bool(weight.any() or step_weight.any())
 
     def residuals(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return (theta - self.mean) * self.weight, theta[0].diff() * self.step_weight
+        return (theta - self.mean) * self.weight, (theta[0].diff() - self.step_mean) * self.step_weight
 
     def gradient(self, theta: Tensor) -> Tensor:
         """[n + 1]"""
@@ -734,8 +739,8 @@ def _evaluate(layout: _Layout, priors: _Priors, config: BundleConfig, state: _St
         square = square * layout.weight**2
     cost = _robust(config.loss, config.loss_px, square)[0].sum()
     off_depth = None
-    if layout.log_depth is not None:
-        off_depth = (projection.depth.log() - layout.log_depth) * (layout.depth_weight * projection.front)
+    if layout.depth is not None:
+        off_depth = (projection.depth.log() - layout.depth[0]) * (layout.depth[1] * projection.front)
         cost = cost + _robust("cauchy", config.depth_loss, off_depth * off_depth)[0].sum()
     if priors.any:
         own, steps = priors.residuals(state.theta)
@@ -811,9 +816,9 @@ def _linearise(
         scale = scale * layout.weight
     jacobian, by_point = _jacobians(camera, p, scale, layout.pose_dof, layout.free)
     residual = p.residual * scale
-    if evaluation.off_depth is not None:
+    if layout.depth is not None and evaluation.off_depth is not None:
         pull = _robust("cauchy", config.depth_loss, evaluation.off_depth**2)[1].sqrt()
-        by_pose, by_xyz = _depth_jacobians(camera, p, layout.depth_weight * pull, layout.num_local, layout.pose_dof)
+        by_pose, by_xyz = _depth_jacobians(camera, p, layout.depth[1] * pull, layout.num_local, layout.pose_dof)
         jacobian, by_point = torch.cat([jacobian, by_pose[None]]), torch.cat([by_point, by_xyz[None]])
         residual = torch.cat([residual, (evaluation.off_depth * pull)[None]])
     if layout.point_free is not None:

@@ -20,8 +20,10 @@ def pose_every_frame(
     motion: str,
     flags: frozenset[str],
     config: TrackConfig,
+    *,
+    given: NDArray | None = None,
 ) -> Solved:
-    """Poses of the frames between keyframes, from the points they see."""
+    """Poses of the frames between keyframes, from the points they see, or as given: cam_from_world [F, 4, 4]."""
     num = len(tracks.frame_index)
     names, local = np.unique(tracks.track.astype(np.int64), return_inverse=True)
     per_view = m.setting.per_view
@@ -30,8 +32,56 @@ def pose_every_frame(
     xy = _corrected(m, tracks, local)
     pose, intrinsics = _between(keys, m.pose[m.registered], m.intrinsics[m.registered], num, seconds)
     o = np.flatnonzero(m.has_point[point])
-    used, compact = np.unique(point[o], return_inverse=True)
     limit = config.frame_px * m.px
+    if given is not None:
+        pose = given
+    else:
+        pose, intrinsics = _resected(m, tracks, pose, intrinsics, o, point, xy, keys, seconds, limit, config)
+    residual = _residual(m, tracks, pose, intrinsics, o, point, xy)
+    if given is None and not m.turning:
+        for row in _doubtful(residual, tracks.row, num, limit, config):
+            _resect_alone(row, pose, intrinsics, m, tracks, o, point, xy, limit)
+        residual = _residual(m, tracks, pose, intrinsics, o, point, xy)
+    if given is None:
+        pose[_doubtful(residual, tracks.row, num, limit, config)] = np.nan
+    residual[np.isnan(pose[tracks.row, 0, 0])] = np.nan
+    stats = {"num_points": float(m.has_point.sum()), "num_keyframes": float(m.registered.sum())}
+    if m.inlier.any():
+        stats["ba_rmse_px"] = float(np.sqrt((m.residual_px(np.flatnonzero(m.inlier)) ** 2).mean()))
+    has = np.flatnonzero(m.has_point[m.label])
+    return Solved(
+        tracks=without_pictures(tracks),
+        world_from_cam=invert_pose(pose),
+        intrinsics=intrinsics,
+        per_view=per_view,
+        focal_sigma=np.interp(np.arange(num), keys, m.focal_sigma[m.registered]),
+        motion_class=motion,
+        flags=flags,
+        point_track=names[has] if not m.turning else np.zeros(0, np.int64),
+        points=m.points[m.label[has]] if not m.turning else np.zeros((0, 3)),
+        obs_xy=xy,
+        residual=residual,
+        inlier=residual < limit,
+        stats=stats,
+    )
+
+
+def _resected(
+    m: Map,
+    tracks: FeatureTracks,
+    pose: NDArray,
+    intrinsics: NDArray,
+    o: NDArray,
+    point: NDArray,
+    xy: NDArray,
+    keys: NDArray,
+    seconds: NDArray,
+    limit: float,
+    config: TrackConfig,
+) -> tuple[NDArray, NDArray]:
+    """Poses and intrinsics of all frames, those between keyframes fitted to the points of observations o."""
+    used, compact = np.unique(point[o], return_inverse=True)
+    per_view = m.setting.per_view
     prior = None
     if per_view:
         gap = np.abs(seconds[:, None] - seconds[keys]).min(1)
@@ -49,39 +99,20 @@ def pose_every_frame(
         log_focal_prior=prior,
         fixed_translation=m.turning,
     )
-    is_key = np.zeros(num, bool)
+    is_key = np.zeros(len(pose), bool)
     is_key[keys] = True
     pose = np.where(is_key[:, None, None], pose, found.cam_from_world)
-    intrinsics = np.where(is_key[:, None], intrinsics, found.intrinsics)
-    residual = np.full(len(tracks.row), np.nan)
-    residual[o] = reprojection_px(pose[tracks.row[o]], intrinsics[tracks.row[o]], m.points[point[o]], xy[o])
-    if not m.turning:
-        for row in _doubtful(residual, tracks.row, num, limit, config):
-            _resect_alone(row, pose, intrinsics, m, tracks, o, point, xy, limit)
-        residual[o] = reprojection_px(pose[tracks.row[o]], intrinsics[tracks.row[o]], m.points[point[o]], xy[o])
-    pose[_doubtful(residual, tracks.row, num, limit, config)] = np.nan
-    residual[np.isnan(pose[tracks.row, 0, 0])] = np.nan
-    error = m.residual_px(np.flatnonzero(m.inlier))
-    has = np.flatnonzero(m.has_point[m.label])
-    return Solved(
-        tracks=without_pictures(tracks),
-        world_from_cam=invert_pose(pose),
-        intrinsics=intrinsics,
-        per_view=per_view,
-        focal_sigma=np.interp(np.arange(num), keys, m.focal_sigma[m.registered]),
-        motion_class=motion,
-        flags=flags,
-        point_track=names[has] if not m.turning else np.zeros(0, np.int64),
-        points=m.points[m.label[has]] if not m.turning else np.zeros((0, 3)),
-        obs_xy=xy,
-        residual=residual,
-        inlier=residual < limit,
-        stats={
-            "ba_rmse_px": float(np.sqrt((error**2).mean())),
-            "num_points": float(m.has_point.sum()),
-            "num_keyframes": float(m.registered.sum()),
-        },
-    )
+    return pose, np.where(is_key[:, None], intrinsics, found.intrinsics)
+
+
+def _residual(
+    m: Map, tracks: FeatureTracks, pose: NDArray, intrinsics: NDArray, o: NDArray, point: NDArray, xy: NDArray
+) -> NDArray:
+    """[O] reprojection error (px) of observations o; nan for the others."""
+    row = tracks.row[o]
+    out = np.full(len(tracks.row), np.nan)
+    out[o] = reprojection_px(pose[row], intrinsics[row], m.points[point[o]], xy[o])
+    return out
 
 
 def _corrected(m: Map, tracks: FeatureTracks, local: NDArray) -> NDArray[np.float64]:
@@ -148,10 +179,10 @@ def _resect_alone(row, pose, intrinsics, m: Map, tracks, o, point, xy, limit: fl
 
 
 def _prior_intrinsics(tracks: FeatureTracks, setting: Intrinsics) -> NDArray[np.float64]:
-    """[6] what is given, or a horizontal field of view of about 60 degrees about the image centre."""
+    """[6] what is given, what a network expects, or a field of view of about 60 degrees about the image centre."""
     if setting.given is not None:
         return np.array([*setting.given, 0.0, 0.0])[:6]
-    f = 0.87 * max(tracks.width, tracks.height)
+    f = 0.87 * max(tracks.width, tracks.height) if setting.expected is None else float(np.median(setting.expected))
     return np.array([f, f, (tracks.width - 1) / 2, (tracks.height - 1) / 2, 0.0, 0.0])
 
 

@@ -24,6 +24,7 @@ class MapperConfig:
 
     inlier_px: float = 4.0  # while the map grows
     final_px: float = 0.6  # of an observation kept in the last bundle adjustment, twice that in the one before
+    noise_px: float = 0.3  # of an observation, where it is weighed against something else
     min_angle_deg: float = 1.0  # between rays, for a point to count in resection
     min_pose_inliers: int = 15
     min_pose_ratio: float = 0.25
@@ -36,6 +37,7 @@ class MapperConfig:
     again_correlation: float = 0.9
     refine: RefineConfig = field(default_factory=RefineConfig)
     smooth_log_focal: float = 0.15  # standard deviation of the change of log f over one second
+    smooth_expected: float = 0.3  # of that, where a network says how it changes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,13 +52,33 @@ class Observations:
     track: NDArray[np.int64]  # [O]
     xy: NDArray[np.float64]  # [O, 2] pixels, centres at integer coordinates
     time_s: NDArray[np.float64] | None  # [V] when each view was taken; None for photographs
+    log_depth: NDArray[np.float64]  # [O] of the point along the optical axis, as something else says; 0 where unknown
+    depth_weight: NDArray[np.float64]  # [O] 1 / sigma of that, times the pixels' sigma; 0 where unknown
 
     @classmethod
-    def sorted(cls, *, view: NDArray, track: NDArray, xy: NDArray, **rest) -> Observations:
-        order = np.lexsort((view, track))
+    def sorted(
+        cls,
+        *,
+        view: NDArray,
+        track: NDArray,
+        xy: NDArray,
+        log_depth: NDArray | None = None,
+        depth_weight: NDArray | None = None,
+        **rest,
+    ) -> Observations:
+        order, unknown = np.lexsort((view, track)), np.zeros(len(view))
         return cls(
-            view=view[order].astype(np.int64), track=track[order].astype(np.int64), xy=xy[order].astype(float), **rest
+            view=view[order].astype(np.int64),
+            track=track[order].astype(np.int64),
+            xy=xy[order].astype(float),
+            log_depth=unknown if log_depth is None else log_depth[order],
+            depth_weight=unknown if depth_weight is None else depth_weight[order],
+            **rest,
         )
+
+    @property
+    def has_depth(self) -> bool:
+        return bool(self.depth_weight.any())
 
     @property
     def diagonal(self) -> float:
@@ -69,6 +91,8 @@ class Intrinsics:
 
     given: tuple[float, ...] | None = None
     per_view: bool = False  # one focal length a view, smooth in time, instead of one for all
+    expected: NDArray | None = None  # [V] focal lengths that a network expects, pixels
+    expected_sigma: float = np.inf  # relative standard deviation of them, one error for all
 
 
 def project(cam_from_world: NDArray, intrinsics: NDArray, points: NDArray) -> tuple[NDArray, NDArray]:
@@ -104,12 +128,15 @@ class Map:
             row = np.zeros(6)
             row[: len(intrinsics.given)] = intrinsics.given
         self.intrinsics = np.tile(row, (v, 1))
+        if intrinsics.per_view and intrinsics.given is None and intrinsics.expected is not None:
+            self.intrinsics[:, :2] = intrinsics.expected[:, None]
         self.pose = np.full((v, 4, 4), np.nan)
         self.registered = np.zeros(v, bool)
         self.points = np.full((obs.num_tracks, 3), np.nan)
         self.inlier = np.zeros(len(obs.view), bool)
         self.aligned = np.ones(len(obs.view), bool)
         self.failed_at = np.full(v, -1)  # number of points visible when resection last failed
+        self.fixed = False  # the poses are given and stay
         self.turning = False  # all cameras in one place: points are directions
         self.label = np.arange(obs.num_tracks)  # what each track of the beginning is called after joins
         self.focal_sigma = np.full(v, np.inf)  # relative, of the last bundle adjustment with covariance
@@ -136,6 +163,11 @@ class Map:
     def has_point(self) -> NDArray[np.bool_]:
         return np.isfinite(self.points[:, 0])
 
+    def seen_twice(self) -> NDArray[np.bool_]:
+        """[O] observations of tracks that two or more registered views see."""
+        seen = self.registered[self.obs.view]
+        return seen & (np.bincount(self.obs.track[seen], minlength=self.obs.num_tracks) >= 2)[self.obs.track]
+
     def rays(self, o: NDArray) -> NDArray:
         """Undistorted normalised image points [n, 2] of observations o."""
         k = self.intrinsics[self.obs.view[o]]
@@ -153,7 +185,10 @@ class Map:
     # ---- growing -----------------------------------------------------------------------------------------------
 
     def start_pair(self, a: int, b: int) -> bool:
-        """Pose two views from their common tracks (five-point RANSAC) and triangulate."""
+        """Pose two views from their common tracks (five-point RANSAC) and triangulate; where depth is known, pose the
+        second from the points of the first."""
+        if self.obs.has_depth:
+            return self._start_from_depth(a, b)
         oa, ob = common(self, a, b)
         if len(oa) < self.config.min_pose_inliers:
             return False
@@ -172,10 +207,48 @@ class Map:
         self.triangulate()
         return int(self.has_point.sum()) >= self.config.min_pose_inliers
 
+    def _start_from_depth(self, a: int, b: int) -> bool:
+        self.pose[a] = np.eye(4)
+        self.registered[a] = True
+        o = self.of_view(a)
+        o = o[self.obs.depth_weight[o] > 0]
+        self.points[self.obs.track[o]] = self._unprojected(o)
+        self.inlier[o] = True
+        if not self.resect(b):
+            return False
+        self.triangulate(again=True)
+        return int(self.has_point.sum()) >= self.config.min_pose_inliers
+
+    def start_cameras(self, cam_from_world: NDArray) -> bool:
+        """Begin with cameras [V, 4, 4] that something else found (NaN: unknown), in the unit of the depths, and points
+        at these depths; then adjust, first gently."""
+        self.registered = np.isfinite(cam_from_world[:, 0, 0])
+        self.pose[self.registered] = cam_from_world[self.registered]
+        for looseness in (8.0, 4.0, 2.0, 1.0):
+            limit = looseness * self.config.inlier_px
+            self.triangulate(again=True, limit=limit)
+            if self.bundle(iterations=10, loss_px=looseness) is None:
+                return False
+            self.select(limit)
+        self.triangulate()
+        weak = np.bincount(self.obs.view[self.inlier], minlength=self.obs.num_views) < self.config.min_pose_inliers
+        self.pose[weak] = np.nan
+        self.registered &= ~weak
+        self.inlier &= self.registered[self.obs.view]
+        return int(self.registered.sum()) >= 2
+
+    def _unprojected(self, o: NDArray) -> NDArray:
+        """World points [n, 3] of observations o at their known depths."""
+        v = self.obs.view[o]
+        rays = np.concatenate([self.rays(o), np.ones((len(o), 1))], 1)
+        in_camera = rays * np.exp(self.obs.log_depth[o])[:, None] - self.pose[v, :3, 3]
+        return (np.swapaxes(self.pose[v, :3, :3], 1, 2) @ in_camera[..., None])[..., 0]
+
     def triangulate(self, *, again: bool = False, limit: float | None = None) -> None:
         """Points for tracks seen by two or more registered views; `again` also for those that have one.
 
-        Weighted midpoint of the rays, the worst ray left out while it disagrees, then the inliers of every track.
+        Weighted midpoint of the rays, the worst ray left out while it disagrees, then the inliers of every track. Where
+        the rays leave the distance open, known depths give it.
         """
         limit_px = (limit or self.config.inlier_px) * self.px
         obs = self.obs
@@ -221,6 +294,19 @@ class Map:
         bad = (np.add.reduceat(good, first) < 2) | (angle < np.radians(self.config.min_angle_deg))
         self.points[tracks[bad]] = np.nan
         self.inlier[o[bad[t]]] = False
+        if obs.has_depth:
+            weight = obs.depth_weight[o] * bad[t]
+            total = np.add.reduceat(weight, first)
+            mean = (
+                np.add.reduceat(self._unprojected(o) * weight[:, None], first, axis=0)
+                / np.maximum(total, 1e-12)[:, None]
+            )
+            deep = total > 0
+            self.points[tracks[deep]] = mean[deep]
+            good = deep[t] & (np.nan_to_num(self.residual_px(o), nan=np.inf) < limit_px)
+            lost = deep & (np.add.reduceat(good, first) < 2)
+            self.inlier[o[deep[t]]] = (good & ~lost[t])[deep[t]]
+            self.points[tracks[lost]] = np.nan
 
     def _directions(self, limit_px: float) -> None:
         """For cameras in one place: the mean direction of every track's rays, those left out that disagree."""
@@ -250,7 +336,7 @@ class Map:
         other = Map(self.obs, self.config, replace(self.setting, per_view=per_view), 1.0)
         for name in ("intrinsics", "pose", "registered", "points", "inlier", "aligned", "label"):
             setattr(other, name, getattr(self, name).copy())
-        other.free_lens, other.turning = self.free_lens, self.turning
+        other.free_lens, other.turning, other.fixed = self.free_lens, self.turning, self.fixed
         return other
 
     def _angle(self, d: NDArray, good: NDArray, first: NDArray, t: NDArray) -> NDArray:
@@ -274,7 +360,10 @@ class Map:
             return False
         if self.setting.per_view:
             near = np.flatnonzero(self.registered)
-            self.intrinsics[v] = self.intrinsics[near[np.argmin(np.abs(near - v))]]
+            near = near[np.argmin(np.abs(near - v))]
+            self.intrinsics[v] = self.intrinsics[near]
+            if self.setting.expected is not None and self.setting.given is None:
+                self.intrinsics[v, :2] *= self.setting.expected[v] / self.setting.expected[near]
         k = self.intrinsics[v]
         camera = {"model": "PINHOLE", "width": 0, "height": 0, "params": [k[0], k[1], 0, 0]}
         px = self.config.inlier_px * self.px
@@ -315,7 +404,7 @@ class Map:
         track_ids, ot = np.unique(obs.track[o], return_inverse=True)
         shared = not self.setting.per_view
         names: set[str] = set()
-        smooth = prior = None
+        smooth = step = prior = None
         if self.setting.given is None and (views is None or not shared):
             names = {"f"}
             if not shared:
@@ -323,12 +412,20 @@ class Map:
                 if smooth is None:  # photographs: each focal length near the common one
                     log_f = np.log(self.intrinsics[view_ids, 0])
                     prior = (np.full(len(view_ids), np.median(log_f)), np.full(len(view_ids), 0.1))
+        if names and prior is None and self.setting.expected is not None:
+            prior = self._expected_focal(view_ids)
+            if smooth is not None:  # how it changes is known better than how long it is
+                step = np.diff(np.log(self.setting.expected[view_ids]))
+                smooth = smooth * self.config.smooth_expected
         lens = self.free_lens and views is None and self.setting.given is None
         if lens:
             names |= {"cx", "cy", "k1", "k2"}
+        deep = obs.has_depth and not self.turning
         fixed = ~free[view_ids]
         if views is None:
             fixed[0] = True
+        if self.fixed:
+            fixed[:] = True
         result = adjust(
             Bundle(
                 cam_from_world=self.pose[view_ids],
@@ -339,6 +436,8 @@ class Map:
                 obs_point=ot,
                 obs_xy=obs.xy[o],
                 obs_weight=None,
+                obs_log_depth=obs.log_depth[o] if deep else None,
+                obs_depth_weight=obs.depth_weight[o] if deep else None,
             ),
             BundleConfig(max_iterations=iterations, loss="cauchy", loss_px=loss_px * self.px, cost_tolerance=tolerance),
             free_intrinsics=frozenset(names),
@@ -346,6 +445,7 @@ class Map:
             fixed_views=fixed,
             fixed_translation=self.turning,
             log_focal_smooth=smooth,
+            log_focal_step=step,
             log_focal_prior=prior,
             pp_prior=((obs.width - 1) / 2, (obs.height - 1) / 2, self.config.principal_sigma_px * self.px)
             if lens
@@ -369,6 +469,19 @@ class Map:
             return None
         dt = np.maximum(np.diff(self.obs.time_s[view_ids]), 1e-3)
         return self.config.smooth_log_focal * np.sqrt(dt)
+
+    def _expected_focal(self, view_ids: NDArray) -> tuple[NDArray, NDArray]:
+        """Mean and standard deviation of log f as a network expects it, for every view or the one they share.
+
+        In the cost pixels weigh as if their sigma were 1, so a deviation is widened by as much as theirs is smaller.
+        The views' errors are one, so that together they weigh as one.
+        """
+        assert self.setting.expected is not None
+        expected = np.log(self.setting.expected[view_ids])
+        sigma = self.setting.expected_sigma / (self.config.noise_px * self.px)
+        if not self.setting.per_view:
+            return np.array([np.median(expected)]), np.array([sigma])
+        return expected, np.full(len(expected), sigma * np.sqrt(len(expected)))
 
     def select(self, limit: float) -> None:
         """Take as inliers the observations within `limit` px of diagonal 800; drop points left with one.
@@ -512,7 +625,15 @@ class Map:
         new = len(tracks) + np.flatnonzero(correlation[len(tracks) :] >= config.again_correlation)
         view, track = np.concatenate([obs.view, view[new]]), np.concatenate([obs.track, track[new]])
         order = np.lexsort((view, track))
-        self.obs = replace(obs, view=view[order], track=track[order], xy=np.concatenate([obs.xy, xy[new]])[order])
+        none = np.zeros(len(new))
+        self.obs = replace(
+            obs,
+            view=view[order],
+            track=track[order],
+            xy=np.concatenate([obs.xy, xy[new]])[order],
+            log_depth=np.concatenate([obs.log_depth, none])[order],
+            depth_weight=np.concatenate([obs.depth_weight, none])[order],
+        )
         self.inlier = np.concatenate([self.inlier, np.ones(len(new), bool)])[order]
         self.aligned = np.concatenate([self.aligned, np.ones(len(new), bool)])[order]
         self._index()
@@ -524,7 +645,14 @@ class Map:
         track = label[obs.track]
         order = np.lexsort((obs.view, track))
         joined = np.bincount(label, minlength=obs.num_tracks) > 1
-        self.obs = replace(obs, view=obs.view[order], track=track[order], xy=obs.xy[order])
+        self.obs = replace(
+            obs,
+            view=obs.view[order],
+            track=track[order],
+            xy=obs.xy[order],
+            log_depth=obs.log_depth[order],
+            depth_weight=obs.depth_weight[order],
+        )
         self.inlier, self.aligned = self.inlier[order], self.aligned[order]
         self.label = label[self.label]
         self._index()

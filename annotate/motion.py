@@ -7,7 +7,7 @@ fitting rotations about one centre: Torr, Fitzgibbon & Zisserman, IJCV 32(1), 19
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,7 @@ def turning_map(
     for per_view in (False, True):
         if per_view and (setting.given is not None or obs.time_s is None):
             break
-        maps = [_chain(obs, config, Intrinsics(given=setting.given, per_view=per_view), f) for f in focals]
+        maps = [_chain(obs, config, replace(setting, per_view=per_view), f) for f in focals]
         maps = [m for m in maps if m is not None]
         for m in sorted(maps, key=Map.score)[-2:]:
             for _ in range(2):
@@ -88,19 +88,13 @@ def turning_map(
         best = max(maps, key=Map.score)
         seen = best.registered[best.obs.view] & np.isfinite(best.points[best.obs.track, 0])
         error = best.residual_px(np.flatnonzero(best.inlier))
-        explained = best.inlier.sum() / max(1, _in_two(best).sum())
+        explained = best.inlier.sum() / max(1, best.seen_twice().sum())
         if seen.any() and np.median(error) < motion.turning_px * best.px and explained > motion.turning_share:
             best.polish(images, rounds=2)
             if np.median(best.intrinsics[:, 0]) > motion.turning_longest * max(obs.width, obs.height):
                 best.focal_sigma[:] = np.inf
             return best
     return None
-
-
-def _in_two(m: Map) -> NDArray[np.bool_]:
-    """[O] observations of tracks that two or more registered views see."""
-    seen = m.registered[m.obs.view]
-    return seen & (np.bincount(m.obs.track[seen], minlength=m.obs.num_tracks) >= 2)[m.obs.track]
 
 
 def _chain(obs: Observations, config: MapperConfig, setting: Intrinsics, focal: float) -> Map | None:

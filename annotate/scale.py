@@ -225,6 +225,16 @@ def frame_factor(a: NDArray, b: NDArray, usable: NDArray[np.bool_], config: Scal
     return FrameFactor(factor=s, dispersion=dispersion, pixels=count, inliers=inliers)
 
 
+def factor_of_points(a: NDArray, b: NDArray, config: ScaleConfig, *, min_points: int = 20) -> FrameFactor:
+    """The factor that takes depths a [N] of points to depths b [N] of the same, all positive: the clipped median."""
+    if len(a) < min_points:
+        return FrameFactor(factor=float("nan"), dispersion=float("nan"), pixels=len(a), inliers=float("nan"))
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    s, inliers = _clipped_median(a, b, a, config.clip_sigmas)
+    dispersion = _MAD_TO_SIGMA * float(np.median(np.abs(np.log(b / (s * a)))))
+    return FrameFactor(factor=s, dispersion=dispersion, pixels=len(a), inliers=inliers)
+
+
 def weighted_factor(a: NDArray[np.float64], b: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
     """The s that minimises sum w (s a - b)^2: sum(w a b) / sum(w a^2), for positive a, b, w [N].
 

@@ -15,8 +15,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..geometry import invert_pose
 from ..records import Frame
 from .bundle import torch_threads
+from .depth_prior import DepthPrior
 from .every_frame import pose_every_frame, still
 from .features import extract
 from .klt import FeatureTracks
@@ -69,7 +71,7 @@ def read_photographs(
     return tracks, matches
 
 
-def _with_tracks(tracks: FeatureTracks, matches: list[PairMatches]) -> FeatureTracks:
+def with_tracks(tracks: FeatureTracks, matches: list[PairMatches]) -> FeatureTracks:
     """The chunk of photographs with the tracks that these matches make."""
     view, track, xy, _ = tracks_of_photographs(tracks.features, matches)
     order = np.lexsort((track, view))
@@ -84,16 +86,18 @@ def solve_photographs(
     pts_ns: NDArray[np.int64],
     setting: Intrinsics,
     config: TrackConfig,
+    prior: DepthPrior | None = None,
 ) -> Solved:
     """Cameras of photographs: a map from the pairs that can be trusted, then from all that agree with it."""
     pairs = [m.pair for m in matches]
     seconds = pts_ns[tracks.frame_index] / 1e9
+    setting = _expecting(setting, tracks, prior, config)
     size = float(max(tracks.width, tracks.height))
     guesses = _focal_guesses(pairs, size, None, setting, config)
     motion = classify(None, pairs, config.motion)
     trusted = trusted_pairs(tracks.features, matches, guesses[0], config.match)
-    tracks = _with_tracks(tracks, trusted)
-    _, obs = _observations(tracks, None)
+    tracks = with_tracks(tracks, trusted)
+    _, obs = _observations(tracks, None, prior, config)
     turned, motion = _turning(motion, obs, tracks, setting, guesses, config)
     if turned is not None:
         return pose_every_frame(turned, tracks, seconds, motion, frozenset(), config)
@@ -101,16 +105,17 @@ def solve_photographs(
     complete: dict[bool, FeatureTracks] = {}  # the tracks that each map is made of
 
     def build(per_view: bool) -> Map | None:
-        intrinsics = Intrinsics(given=setting.given, per_view=per_view)
-        first = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
+        intrinsics = replace(setting, per_view=per_view)
+        first = _first_map(obs, intrinsics, guesses, starts, tracks, prior, config)
         if first is None:
             return None
         first.polish(tracks.images, rounds=1)
         agreed = consistent_pairs(tracks.features, matches, first.pose, first.intrinsics, config.match)
         believed = {(m.pair.a, m.pair.b) for m in agreed}
         waiting = [m for m in trusted if not first.registered[[m.pair.a, m.pair.b]].all()]
-        complete[per_view] = _with_tracks(tracks, agreed + [m for m in waiting if (m.pair.a, m.pair.b) not in believed])
-        second = Map(_observations(complete[per_view], None)[1], config.mapper, intrinsics, guesses[0])
+        complete[per_view] = with_tracks(tracks, agreed + [m for m in waiting if (m.pair.a, m.pair.b) not in believed])
+        all_seen = _observations(complete[per_view], None, prior, config)[1]
+        second = Map(all_seen, config.mapper, intrinsics, guesses[0])
         second.take_cameras(first)
         second.adjust_all()
         second.grow()
@@ -134,15 +139,17 @@ def solve_video(
     before: Solved | None,
     setting: Intrinsics,
     config: TrackConfig,
+    prior: DepthPrior | None = None,
 ) -> Solved:
     """Cameras of one chunk of a video."""
     seconds = pts_ns[tracks.frame_index] / 1e9
+    setting = _expecting(setting, tracks, prior, config)
     pairs = _keyframe_pairs(tracks)
     motion = classify(tracks, pairs, config.motion)
     if motion == "static":
         return still(tracks, setting, "static", frozenset(), config)
     names = np.unique(tracks.track)
-    best, motion, flags = _map_of_video(tracks, names, pairs, motion, seconds, before, setting, config)
+    best, motion, flags = _map_of_video(tracks, names, pairs, motion, seconds, before, setting, config, prior)
     if best is None or not best.inlier.any():
         return still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
     rest = _unexplained(best, tracks, names, config)
@@ -152,12 +159,55 @@ def solve_video(
         pairs = _keyframe_pairs(rest)
         motion_of_rest = classify(None, pairs, config.motion)
         other, motion_of_rest, more = _map_of_video(
-            rest, names, pairs, motion_of_rest, seconds, before, setting, config
+            rest, names, pairs, motion_of_rest, seconds, before, setting, config, prior
         )
         flags |= {"much_moves"}
         if other is not None and _unexplained(other, rest, names, config) is None and _surrounds(other, best, config):
             best, motion, flags = other, motion_of_rest, more | {"much_moves"}
     return pose_every_frame(best, tracks, seconds, motion, flags, config)
+
+
+def solve_given(
+    tracks: FeatureTracks,
+    cam_from_world: NDArray,
+    pts_ns: NDArray[np.int64],
+    setting: Intrinsics,
+    config: TrackConfig,
+    prior: DepthPrior | None = None,
+) -> Solved:
+    """Points, and the intrinsics that are not given too, of a chunk whose poses [F, 4, 4] are given and stay.
+
+    Frames without a given pose (NaN) get none.
+    """
+    seconds = pts_ns[tracks.frame_index] / 1e9
+    setting = _expecting(setting, tracks, prior, config)
+    _, obs = _observations(tracks, seconds, None, config)  # the depth's unit need not be that of the poses
+    posed = cam_from_world[tracks.keyframes]
+    guesses = _focal_guesses(_keyframe_pairs(tracks), float(max(tracks.width, tracks.height)), None, setting, config)
+
+    def build(per_view: bool) -> Map | None:
+        maps = []
+        for focal in guesses:
+            m = Map(obs, config.mapper, replace(setting, per_view=per_view), focal)
+            m.fixed, m.registered = True, np.isfinite(posed[:, 0, 0])
+            m.pose[m.registered] = posed[m.registered]
+            for looseness in (8.0, 4.0, 1.0):  # a wrong focal length first, then its residuals
+                m.triangulate(again=True, limit=looseness * config.mapper.inlier_px)
+                m.bundle(iterations=10, loss_px=looseness)
+            m.select(config.mapper.inlier_px)
+            maps.append(m)
+        best = max(maps, key=Map.score)
+        if not best.inlier.any():
+            return None
+        best.polish(tracks.images, rounds=1)
+        return best
+
+    if np.isfinite(posed[:, 0, 0]).sum() >= 2:
+        best = _choose_focal_model(build, setting, config)
+        if best is not None and best.inlier.any():
+            return pose_every_frame(best, tracks, seconds, "general", frozenset(), config, given=cam_from_world)
+    found = still(tracks, setting, "general", frozenset(), config)
+    return replace(found, world_from_cam=invert_pose(cam_from_world), flags=frozenset({"no_parallax"}))
 
 
 def _unexplained(m: Map, tracks: FeatureTracks, names: NDArray, config: TrackConfig) -> FeatureTracks | None:
@@ -206,9 +256,10 @@ def _map_of_video(
     before: Solved | None,
     setting: Intrinsics,
     config: TrackConfig,
+    prior: DepthPrior | None,
 ) -> tuple[Map | None, str, frozenset[str]]:
     """The map of a chunk's keyframes, if there is one, the motion class, and flags."""
-    names, obs = _observations(tracks, seconds, names)
+    names, obs = _observations(tracks, seconds, prior, config, names)
     guesses = _focal_guesses(pairs, float(max(tracks.width, tracks.height)), before, setting, config)
     turned, motion = _turning(motion, obs, tracks, setting, guesses, config)
     if turned is not None:
@@ -216,8 +267,8 @@ def _map_of_video(
     starts = [(p.a, p.b) for p in _starting_pairs(pairs)]
 
     def build(per_view: bool) -> Map | None:
-        intrinsics = Intrinsics(given=setting.given, per_view=per_view)
-        m = reconstruct(obs, config.mapper, intrinsics, guesses, starts)
+        intrinsics = replace(setting, per_view=per_view)
+        m = _first_map(obs, intrinsics, guesses, starts, tracks, prior, config)
         if m is not None:
             m.polish(tracks.images, rounds=1)
         return m
@@ -233,8 +284,42 @@ def _map_of_video(
     return best, motion, frozenset({"loop_closed"} if loops else ())
 
 
+def _expecting(setting: Intrinsics, tracks: FeatureTracks, prior: DepthPrior | None, config: TrackConfig) -> Intrinsics:
+    """The setting with the focal lengths of the keyframes that a network expects."""
+    expected = None if prior is None else prior.focals(tracks.frame_index[tracks.keyframes])
+    return replace(setting, expected=expected, expected_sigma=config.depth.focal_sigma)
+
+
+def _first_map(
+    obs: Observations,
+    setting: Intrinsics,
+    guesses: list[float],
+    starts: list[tuple[int, int]],
+    tracks: FeatureTracks,
+    prior: DepthPrior | None,
+    config: TrackConfig,
+) -> Map | None:
+    """A map from the cameras that came with the depth; where these explain too little of what the views saw, another
+    from nothing, and the better of the two."""
+    cameras = None if prior is None else prior.cameras(tracks.frame_index[tracks.keyframes])
+    maps = []
+    if cameras is not None:
+        m = Map(obs, config.mapper, setting, guesses[0])
+        if m.start_cameras(cameras):
+            m.grow()
+            if m.inlier.sum() >= config.depth.min_agreeing * m.seen_twice().sum():
+                return m
+            maps.append(m)
+    m = reconstruct(obs, config.mapper, setting, guesses, starts)
+    return max([*maps, m] if m else maps, key=Map.score, default=None)
+
+
 def _observations(
-    tracks: FeatureTracks, seconds: NDArray | None, names: NDArray | None = None
+    tracks: FeatureTracks,
+    seconds: NDArray | None,
+    prior: DepthPrior | None,
+    config: TrackConfig,
+    names: NDArray | None = None,
 ) -> tuple[NDArray, Observations]:
     """What keyframes see, without the held-out tracks, and the numbers [N] of its tracks (`names` where they are to be
     some of these). `seconds` are None for photographs."""
@@ -242,11 +327,17 @@ def _observations(
     local = np.searchsorted(names, tracks.track)
     rank = np.full(len(tracks.frame_index), -1)
     rank[tracks.keyframes] = np.arange(len(tracks.keyframes))
-    use = (rank[tracks.row] >= 0) & (tracks.track % HELD_OUT != HELD_OUT - 1)
+    use = np.flatnonzero((rank[tracks.row] >= 0) & (tracks.track % HELD_OUT != HELD_OUT - 1))
+    log_depth = depth_weight = None
+    if prior is not None:
+        noise_px = config.mapper.noise_px * np.hypot(tracks.width, tracks.height) / 800
+        log_depth, depth_weight = prior.observed(tracks, use, noise_px)
     obs = Observations.sorted(
         view=rank[tracks.row[use]],
         track=local[use],
         xy=tracks.xy[use],
+        log_depth=log_depth,
+        depth_weight=depth_weight,
         width=tracks.width,
         height=tracks.height,
         num_views=len(tracks.keyframes),
@@ -277,6 +368,9 @@ def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics
         return build(False)
     if config.intrinsics_mode == "per_frame":
         return build(True)
+    if setting.expected is not None and np.ptp(np.log(setting.expected)) > config.depth.expected_zoom:
+        varying = build(True)
+        return build(False) if varying is None else varying
     shared = build(False)
     if shared is not None and not _wants_zoom(shared, config):
         return shared
@@ -346,6 +440,9 @@ def _focal_guesses(
     if before is not None and before.focal_sigma[-1] < config.undetermined_above:
         return [float(before.intrinsics[-1, 0])]
     votes = focal_votes(pairs, size)
+    if setting.expected is not None:
+        expected = float(np.median(setting.expected))
+        return [expected] + [v for v in votes if abs(np.log(expected / v)) > 0.15]
     guesses = [g * size for g in config.mapper.focal_guesses]
     return votes + [g for g in guesses if all(abs(np.log(g / v)) > 0.15 for v in votes)]
 

@@ -12,8 +12,20 @@ from .loops import LoopConfig
 from .mapper import MapperConfig
 from .matching import MatchConfig
 from .motion import MotionConfig
+from .scale import ScaleConfig
 
 HELD_OUT = 10  # every tenth track takes no part in estimation and measures it
+
+
+@dataclass(frozen=True)
+class DepthPriorConfig:
+    """How depth from elsewhere is weighed. Each clip of depth says its own relative deviation."""
+
+    independent: float = 30.0  # samples that the depth of one picture counts as at most
+    focal_sigma: float = 0.05  # relative deviation of the focal lengths that networks say
+    expected_zoom: float = 0.15  # range of their logs, smoothed, from which on they say that the camera zooms
+    min_points: int = 20  # of all, that a scale may come from
+    min_agreeing: float = 0.7  # share of what was seen that cameras which came with the depth must explain
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class TrackConfig:
     mapper: MapperConfig = field(default_factory=MapperConfig)
     loops: LoopConfig = field(default_factory=LoopConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
+    depth: DepthPriorConfig = field(default_factory=DepthPriorConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     zoom_evidence: float = 1.01  # times what one focal length explains, that per-frame focal lengths must explain,
     zoom_spread: float = 0.03  # and the spread (5 to 95 %) of log f they must show
     undetermined_above: float = 0.04  # relative standard deviation of a focal length that is not worth reporting

@@ -220,6 +220,16 @@ def render_room(
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def room_depth(
+    room: Room, world_from_cam: NDArray, intrinsics: NDArray, width: int, height: int
+) -> NDArray[np.float32]:
+    """Depth [H, W] along the optical axis, metres, of what `render_room` draws without distortion."""
+    fx, fy, cx, cy = (float(v) for v in intrinsics)
+    k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    with np.errstate(divide="ignore"):
+        return 1 / _visible(room.faces, world_from_cam, k, width, height)[0]
+
+
 def box_faces(rng: np.random.Generator, size: tuple[float, float, float]) -> tuple[Face, ...]:
     """The six outer faces of a box about the origin, each with a texture of its own."""
     x, y, z = np.array(size) / 2
@@ -241,7 +251,25 @@ def box_faces(rng: np.random.Generator, size: tuple[float, float, float]) -> tup
 def _rasterise(
     faces: tuple[Face, ...], world_from_cam: NDArray, k: NDArray, width: int, height: int
 ) -> NDArray[np.uint8]:
-    """The faces through a pinhole camera, one sample per pixel of width x height: depth test, trilinear lookup."""
+    """The faces through a pinhole camera, one sample per pixel of width x height, colours by trilinear lookup."""
+    _, owner, drawn = _visible(faces, world_from_cam, k, width, height)
+    picture = np.zeros((height, width, 3), np.uint8)
+    for index, (face, (x0, y0, x1, y1), face_from_pixel, near) in enumerate(drawn):
+        mask = (owner[y0:y1, x0:x1] == index).view(np.uint8)
+        x, y, w, h = cv2.boundingRect(mask)
+        if w and h:
+            mask, near = mask[y : y + h, x : x + w], near[y : y + h, x : x + w]
+            shift = np.array([[1, 0, x0 + x], [0, 1, y0 + y], [0, 0, 1.0]])
+            colour = _textured(face, face_from_pixel @ shift, near, mask)
+            cv2.copyTo(colour, mask, picture[y0 + y : y0 + y + h, x0 + x : x0 + x + w])
+    return picture
+
+
+def _visible(
+    faces: tuple[Face, ...], world_from_cam: NDArray, k: NDArray, width: int, height: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[tuple[Face, tuple[int, int, int, int], NDArray, NDArray]]]:
+    """A depth test: inverse depth [H, W], 0 for none; which drawn face each pixel [H, W] shows; and these faces, each
+    with its window, the homography from pixels to it and its inverse depth there."""
     r, centre = world_from_cam[:3, :3], world_from_cam[:3, 3]
     inverse_depth = np.zeros((height, width), np.float32)
     owner = np.full((height, width), 255, np.uint8)
@@ -265,16 +293,7 @@ def _rasterise(
         np.copyto(front, near, where=mask)
         np.copyto(owner[y0:y1, x0:x1], np.uint8(len(drawn)), where=mask)
         drawn.append((face, window, face_from_pixel, near))
-    picture = np.zeros((height, width, 3), np.uint8)
-    for index, (face, (x0, y0, x1, y1), face_from_pixel, near) in enumerate(drawn):
-        mask = (owner[y0:y1, x0:x1] == index).view(np.uint8)
-        x, y, w, h = cv2.boundingRect(mask)
-        if w and h:
-            mask, near = mask[y : y + h, x : x + w], near[y : y + h, x : x + w]
-            shift = np.array([[1, 0, x0 + x], [0, 1, y0 + y], [0, 0, 1.0]])
-            colour = _textured(face, face_from_pixel @ shift, near, mask)
-            cv2.copyTo(colour, mask, picture[y0 + y : y0 + y + h, x0 + x : x0 + x + w])
-    return picture
+    return inverse_depth, owner, drawn
 
 
 def _window(cam_from_face: NDArray, k: NDArray, width: int, height: int) -> tuple[int, int, int, int] | None:
