@@ -192,7 +192,7 @@ def test_reduced_system_is_the_schur_complement(views, track, zoom, uses):
     free = frozenset({"f", "k1"})
     config = BundleConfig()
     layout = bundle._Layout(scene, config, free, frozenset({"k1"}), fixed, None, False, "cpu")
-    priors = bundle._Priors(layout, scene, None, None, None, None, None)
+    priors = bundle._Priors(layout, scene, None, None, None, None, None, None)
     assert (layout.chunks if uses == "chunks" else layout.tiles) not in (None, [])
     start = layout.start(scene)
     system = bundle._linearise(layout, priors, config, start, bundle._evaluate(layout, priors, config, start))
