@@ -137,6 +137,7 @@ class Map:
         self.aligned = np.ones(len(obs.view), bool)
         self.failed_at = np.full(v, -1)  # number of points visible when resection last failed
         self.fixed = False  # the poses are given and stay
+        self.in_depth_unit = False  # lengths are those of the known depths
         self.turning = False  # all cameras in one place: points are directions
         self.label = np.arange(obs.num_tracks)  # what each track of the beginning is called after joins
         self.focal_sigma = np.full(v, np.inf)  # relative, of the last bundle adjustment with covariance
@@ -152,6 +153,7 @@ class Map:
         """Begin with the cameras of another map of the same views, and points for what they see."""
         self.pose, self.registered = other.pose.copy(), other.registered.copy()
         self.intrinsics, self.free_lens = other.intrinsics.copy(), other.free_lens
+        self.in_depth_unit = other.in_depth_unit
         self.triangulate()
 
     # ---- looking things up -------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class Map:
     def start_pair(self, a: int, b: int) -> bool:
         """Pose two views from their common tracks (five-point RANSAC) and triangulate; where depth is known, pose the
         second from the points of the first."""
-        if self.obs.has_depth:
+        if (self.obs.depth_weight[self.of_view(a)] > 0).sum() >= self.config.min_pose_inliers:
             return self._start_from_depth(a, b)
         oa, ob = common(self, a, b)
         if len(oa) < self.config.min_pose_inliers:
@@ -208,6 +210,7 @@ class Map:
         return int(self.has_point.sum()) >= self.config.min_pose_inliers
 
     def _start_from_depth(self, a: int, b: int) -> bool:
+        self.in_depth_unit = True
         self.pose[a] = np.eye(4)
         self.registered[a] = True
         o = self.of_view(a)
@@ -222,6 +225,7 @@ class Map:
     def start_cameras(self, cam_from_world: NDArray) -> bool:
         """Begin with cameras [V, 4, 4] that something else found (NaN: unknown), in the unit of the depths, and points
         at these depths; then adjust, first gently."""
+        self.in_depth_unit = True
         self.registered = np.isfinite(cam_from_world[:, 0, 0])
         self.pose[self.registered] = cam_from_world[self.registered]
         for looseness in (8.0, 4.0, 2.0, 1.0):
@@ -294,7 +298,9 @@ class Map:
         bad = (np.add.reduceat(good, first) < 2) | (angle < np.radians(self.config.min_angle_deg))
         self.points[tracks[bad]] = np.nan
         self.inlier[o[bad[t]]] = False
-        if obs.has_depth:
+        if obs.has_depth and not self.in_depth_unit:
+            self._take_depth_unit()
+        if self.in_depth_unit:
             weight = obs.depth_weight[o] * bad[t]
             total = np.add.reduceat(weight, first)
             mean = (
@@ -307,6 +313,19 @@ class Map:
             lost = deep & (np.add.reduceat(good, first) < 2)
             self.inlier[o[deep[t]]] = (good & ~lost[t])[deep[t]]
             self.points[tracks[lost]] = np.nan
+
+    def _take_depth_unit(self) -> None:
+        """Scale the map to the known depths, where enough of what it has seen so far has one."""
+        obs = self.obs
+        o = np.flatnonzero(self.inlier & self.registered[obs.view] & (obs.depth_weight > 0))
+        v = obs.view[o]
+        depth = (self.pose[v, 2, :3] * self.points[obs.track[o]]).sum(1) + self.pose[v, 2, 3]
+        known = depth > 0
+        if known.sum() >= self.config.min_pose_inliers and not self.fixed:
+            scale = float(np.exp(np.median(obs.log_depth[o[known]] - np.log(depth[known]))))
+            self.points *= scale
+            self.pose[:, :3, 3] *= scale
+            self.in_depth_unit = True
 
     def _directions(self, limit_px: float) -> None:
         """For cameras in one place: the mean direction of every track's rays, those left out that disagree."""
@@ -336,7 +355,8 @@ class Map:
         other = Map(self.obs, self.config, replace(self.setting, per_view=per_view), 1.0)
         for name in ("intrinsics", "pose", "registered", "points", "inlier", "aligned", "label"):
             setattr(other, name, getattr(self, name).copy())
-        other.free_lens, other.turning, other.fixed = self.free_lens, self.turning, self.fixed
+        other.free_lens, other.turning = self.free_lens, self.turning
+        other.fixed, other.in_depth_unit = self.fixed, self.in_depth_unit
         return other
 
     def _angle(self, d: NDArray, good: NDArray, first: NDArray, t: NDArray) -> NDArray:
@@ -420,7 +440,7 @@ class Map:
         lens = self.free_lens and views is None and self.setting.given is None
         if lens:
             names |= {"cx", "cy", "k1", "k2"}
-        deep = obs.has_depth and not self.turning
+        deep = self.in_depth_unit and not self.turning
         fixed = ~free[view_ids]
         if views is None:
             fixed[0] = True

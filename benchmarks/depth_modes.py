@@ -86,7 +86,7 @@ TYPICAL = Errors(
     single_focal=0.03,
     single_focal_jitter=0.02,
 )
-LARGE = Errors(**{name: 2.5 * value for name, value in vars(TYPICAL).items()})
+LARGE = Errors(**{name: 2 * value for name, value in vars(TYPICAL).items()})
 LEVELS = {"none": NONE, "typical": TYPICAL, "large": LARGE}
 
 
