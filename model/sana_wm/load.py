@@ -1,6 +1,6 @@
-"""Published weights of SANA-WM's first stage into a network, with nothing missing, left over or half read.
+"""Published weights of SANA-WM's parts into their networks, with nothing missing, left over or half read.
 
-Two layouts are known: the original one, and that of diffusers, which is the network's own.
+Of the first stage two layouts are known: the original one, and that of diffusers, which is the network's own.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import BadWeights
 from ..tensor_file import DTYPE_BYTES, read_safetensors_header
@@ -23,6 +24,7 @@ KEPT_FLOAT32 = (".A_log", ".dt_bias")  # a frame's decay, taken to the power of 
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _Header = Mapping[str, tuple[str, tuple[int, ...]]]
+_Net = TypeVar("_Net", bound=nn.Module)
 
 
 def load(
@@ -45,12 +47,27 @@ def load(
     """
     with torch.device("meta"):
         net = SanaWM(config, attention_dtype=attention_dtype)
+    return read_weights(net, path, device=device, dtype=dtype, float32=KEPT_FLOAT32)
+
+
+def read_weights(
+    net: _Net, path: Path, *, device: torch.device | str, dtype: torch.dtype, float32: tuple[str, ...]
+) -> _Net:
+    """A network without memory of its own, with the weights of a checkpoint, for inference.
+
+    Args:
+        path: as in `load`.
+        dtype: what the weights become, apart from those whose names end in one of `float32`.
+
+    Raises:
+        BadWeights: as `load`.
+    """
     want = net.state_dict()
     try:
         headers = {file: read_safetensors_header(file) for file in _files(path)}
-        _check(path, headers, want)
+        _check(path, type(net).__name__, headers, want)
         weights = {
-            name: tensor.to(device).to(torch.float32 if name.endswith(KEPT_FLOAT32) else dtype)
+            name: tensor.to(device).to(torch.float32 if name.endswith(float32) else dtype)
             for file, header in headers.items()
             for name, tensor in _tensors(file, header)
         }
@@ -72,7 +89,7 @@ def _files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names)]
 
 
-def _check(path: Path, headers: Mapping[Path, _Header], want: Mapping[str, Tensor]) -> None:
+def _check(path: Path, net: str, headers: Mapping[Path, _Header], want: Mapping[str, Tensor]) -> None:
     """Raises BadWeights unless the files have exactly the tensors that are wanted, and at most LEFT_OUT besides."""
     problems, seen = [], set[str]()
     for header in headers.values():
@@ -93,7 +110,7 @@ def _check(path: Path, headers: Mapping[Path, _Header], want: Mapping[str, Tenso
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise BadWeights(
-            f"{path} does not hold the weights of this SanaWM: {'; '.join(problems[:5])}{more}. "
+            f"{path} does not hold the weights of this {net}: {'; '.join(problems[:5])}{more}. "
             "Use the checkpoint that belongs to this configuration."
         )
 
