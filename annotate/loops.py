@@ -49,6 +49,14 @@ def loop_candidates(features: list[Features], shared: NDArray[np.int64], config:
     return out
 
 
+def picture_loops(features: list[Features], config: LoopConfig) -> list[tuple[int, int]]:
+    """Pairs (a < b) of pictures that show one place, by their matches alone: no map has its say."""
+    nothing = np.zeros((len(features), len(features)), np.int64)
+    names = [np.arange(len(f.xy), dtype=np.int32) for f in features]
+    pairs = loop_candidates(features, nothing, config)
+    return [(a, b) for a, b in pairs if matched_loop(a, b, features, names, config) is not None]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoopMatch:
     """Two keyframes whose matches agree with one epipolar geometry."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +36,9 @@ from .depth import (
     single_depths,
 )
 from .depth_clip import DepthClip, DepthWriter, finish_depth
+from .features import Features, extract
 from .given import cut_depth, open_given_depth
+from .loops import LoopConfig, picture_loops
 from .scale import FrameFactor, ScaleConfig, frame_factor, scale_track, usable_pixels
 from .video import VideoConfig, pictures
 
@@ -56,6 +59,9 @@ class DepthStageConfig:
     single_every_s: float = 0.5  # between the frames it sees where no other depth is asked for
     network_sigma: float = 0.05  # standard deviation of log depth that networks are taken to have where confident
     given_sigma: float = 0.01  # the same of given depth
+    loop_every_s: float = 1.0  # between the pictures that are compared for places seen again
+    loop_side: int = 640  # that they are shrunk to
+    loops: LoopConfig = field(default_factory=LoopConfig)
     window: DepthConfig = field(default_factory=DepthConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
@@ -145,7 +151,13 @@ class _Job:
         return math.degrees(2 * math.atan(self.shot.crop[2] / (2 * self.intrinsics[0])))
 
     def pictures(
-        self, shown: list[int], *, before: int = 0, only: NDArray[np.int64] | None = None, max_side: int | None = None
+        self,
+        shown: list[int],
+        *,
+        before: int = 0,
+        only: NDArray[np.int64] | None = None,
+        max_side: int | None = None,
+        watched: bool = True,
     ) -> Iterator[NDArray[np.uint8]]:
         """The shot's pictures, whose numbers are added to `shown`; `before`: passes over the shot that are done."""
         start, stop = self.shot.start, self.shot.stop
@@ -161,7 +173,7 @@ class _Job:
         for index, picture in stream:
             shown.append(index)
             yield picture
-            if self.progress is not None:
+            if self.progress is not None and watched:
                 self.progress(before * (stop - start) + index + 1 - start, self.total)
 
     def refused(self, refusal: Rejected) -> Rejected:
@@ -205,13 +217,14 @@ class _Job:
 def _windows(job: _Job, backend: WindowBackend, longest: Callable[[int, int], int] | None) -> DepthClip | Rejected:
     """Pi3X's depth and cameras, with windows that fit into memory: halved where it runs out all the same."""
     wanted = job.config.window.length
+    loops = _loops(job) if job.shot.num_frames > 3 * wanted else []
     try:
         length = wanted if longest is None else min(wanted, longest(*job.map_size()))
     except OutOfDeviceMemory as error:
         return job.refuse("out_of_memory", str(error))
     while True:
         try:
-            clip = _windows_of(job, backend, length)
+            clip = _windows_of(job, backend, length, loops)
             break
         except OutOfDeviceMemory as error:
             if length == 2:
@@ -221,7 +234,20 @@ def _windows(job: _Job, backend: WindowBackend, longest: Callable[[int, int], in
     return replace(clip, flags=("shorter_depth_windows",)) if short else clip
 
 
-def _windows_of(job: _Job, backend: WindowBackend, length: int) -> DepthClip | Rejected:
+def _loops(job: _Job) -> list[tuple[int, int]]:
+    """Frames of the stream, counted from 0, that show the same place: of one picture in `loop_every_s` each."""
+    shown: list[int] = []
+    at: list[int] = []
+    features: list[Features] = []
+    for picture in job.pictures(shown, max_side=job.config.loop_side, watched=False):
+        seconds = job.info.pts_ns[shown[-1]] / 1e9
+        if not at or seconds - job.info.pts_ns[shown[at[-1]]] / 1e9 >= job.config.loop_every_s:
+            at.append(len(shown) - 1)
+            features.append(extract(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)))
+    return [(at[a], at[b]) for a, b in picture_loops(features, job.config.loops)]
+
+
+def _windows_of(job: _Job, backend: WindowBackend, length: int, loops: list[tuple[int, int]]) -> DepthClip | Rejected:
     config = job.config.window
     overlap = max(1, config.overlap * length // config.length)
     shown: list[int] = []
@@ -229,7 +255,8 @@ def _windows_of(job: _Job, backend: WindowBackend, length: int) -> DepthClip | R
     track: DepthTrack | None = None
     with DepthWriter(job.path) as writer:
         stream = shrunk(job.pictures(shown), pixel_limit=job.config.pixel_limit)
-        for found in clip_depth(stream, backend, replace(config, length=length, overlap=min(overlap, length - 1))):
+        windows = replace(config, length=length, overlap=min(overlap, length - 1))
+        for found in clip_depth(stream, backend, windows, loops=loops):
             if isinstance(found, Rejected):
                 return job.refused(found)
             if isinstance(found, DepthTrack):

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
 
-from longtake.annotate.depth import DepthConfig, OutOfDeviceMemory, SingleGeometry
+from longtake.annotate.depth import DepthConfig, OutOfDeviceMemory, SingleGeometry, WindowGeometry, shrunk
 from longtake.annotate.depth_clip import DepthClip, open_depth
+from longtake.annotate.loops import LoopConfig
 from longtake.annotate.scale import ScaleConfig
 from longtake.annotate.shot_depth import Backends, DepthStageConfig, Known, estimate_depth
-from longtake.annotate.video import probe
+from longtake.annotate.video import pictures, probe
 from longtake.geometry import invert_pose
 from longtake.records import BadMedia, Rejected, Shot, VideoInfo
+from longtake.render.room import Room, camera_path, render_clip, room_depth
 
 from ..videos import number_of, numbered, write
-from .test_depth import FOCAL, HEIGHT, WIDTH, depth_map, picture
+from .test_depth import FOCAL, HEIGHT, WIDTH, depth_map, drifted, picture
 from .test_depth import Known as Windows
 from .test_depth import path as walk
 
@@ -133,6 +136,49 @@ def test_where_the_scale_drifts_cameras_are_brought_back_with_the_depth(info, tm
     assert wrong_by(clip, METRES) < 0.03 and off_the_walk(clip, METRES) < 0.1
     bare = estimated(info, Backends(window=windows(truth)), tmp_path / "e.zip")
     assert wrong_by(bare, truth.scales[0]) > 0.5
+
+
+def test_a_place_seen_again_takes_the_drift_out(tmp_path):
+    frames, width, height = 90, 320, 240
+    cameras, k = camera_path("loop", frames, width=width, height=height)
+    room = Room(0)
+    film = probe(write(tmp_path / "loop.mp4", render_clip(room, cameras, k, width, height), options={"crf": "14"}))
+    of = Shot(index=0, start=0, stop=frames, crop=(0, 0, width, height), overlay=None, boundary="start")
+    config = DepthStageConfig(pixel_limit=20_000, window=DepthConfig(length=12, overlap=4), loop_every_s=0.32)
+    numbers: dict[int, int] = {}
+    for index, small in enumerate(shrunk((p for _, p in pictures(film)), pixel_limit=config.pixel_limit)):
+        numbers[crc32(small.tobytes())] = index
+
+    def see(seen):
+        rows = [numbers[crc32(p.tobytes())] for p in seen]
+        h, w = seen.shape[1:3]
+        fx, fy, cx, cy = k[0] * [w / width, h / height, w / width, h / height]
+        v, u = np.mgrid[:h, :w]
+        rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones_like(u)], -1)
+        depth = np.stack([room_depth(room, cameras[i], (fx, fy, cx, cy), w, h) for i in rows])
+        near = np.ptp(rows) < 2 * len(rows)  # what drifts is the walk from frame to frame
+        growth = np.exp(0.004 * np.array(rows)) if near else np.ones(len(rows))
+        places = drifted(cameras, 0.004)[rows] if near else cameras[rows]
+        points = rays * depth[..., None] * growth[:, None, None, None]
+        return WindowGeometry(
+            cam_points=points.astype(np.float32),
+            world_from_cam=places,
+            confidence=np.full(depth.shape, 0.9, np.float32),
+        )
+
+    def gap(config: DepthStageConfig) -> float:
+        clip = estimated(film, Backends(window=see), tmp_path / "d.zip", config=config, of=of)
+        assert clip.world_from_cam is not None
+        ends = [
+            np.nanmedian(clip.read(row)[0]) / np.median(room_depth(room, cameras[row], k[0], width, height))
+            for row in (0, frames - 1)
+        ]
+        return float(np.log(ends[1] / ends[0]))
+
+    with_loops = gap(config)
+    without = gap(replace(config, loops=LoopConfig(min_similarity=1.1)))
+    assert without == pytest.approx(0.004 * (frames - 1), rel=0.1)
+    assert abs(with_loops) < 0.3 * without
 
 
 def test_single_frames_alone_are_metric_and_few(info, tmp_path):
