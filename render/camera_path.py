@@ -166,25 +166,14 @@ def design(
     for i in range(count):
         family = "near_training" if i % 4 == 0 else others[(i - i // 4 - 1) % len(others)]
         own_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-        for extent in EXTENTS:
-            result = attempt(survey, family, own_seed, extent=extent, draw=draw, limits=limits, config=config)
-            if isinstance(result, CameraPath):
-                paths.append(result)
-                outcomes.append(
-                    Outcome(family=family, seed=own_seed, accepted=True, reason="", message="", extent=extent)
-                )
-                break
-        else:
-            outcomes.append(
-                Outcome(
-                    family=family,
-                    seed=own_seed,
-                    accepted=False,
-                    reason=result.reason,
-                    message=result.message,
-                    extent=EXTENTS[-1],
-                )
-            )
+        result, extent = _shortened(survey, family, own_seed, draw, limits, config)
+        accepted = isinstance(result, CameraPath)
+        if accepted:
+            paths.append(result)
+        reason, message = ("", "") if accepted else (result.reason, result.message)
+        outcomes.append(
+            Outcome(family=family, seed=own_seed, accepted=accepted, reason=reason, message=message, extent=extent)
+        )
     return Design(paths=tuple(paths), outcomes=tuple(outcomes))
 
 
@@ -211,6 +200,17 @@ def attempt(
             return Rejected(stage="camera_path", reason=check.name, message=message)
         checks.append(check)
     return replace(path, checks=tuple(checks))
+
+
+def _shortened(
+    survey: Survey, family: str, seed: int, draw: Draw | None, limits: PathLimits, config: PathConfig | None
+) -> tuple[CameraPath | Rejected, float]:
+    """The largest move of this seed that passes, or why the smallest does not; and its extent."""
+    for extent in EXTENTS[:-1]:
+        result = attempt(survey, family, seed, extent=extent, draw=draw, limits=limits, config=config)
+        if isinstance(result, CameraPath):
+            return result, extent
+    return attempt(survey, family, seed, extent=EXTENTS[-1], draw=draw, limits=limits, config=config), EXTENTS[-1]
 
 
 def _in_time(track: Track, survey: Survey, config: PathConfig) -> NDArray[np.float64]:

@@ -61,17 +61,19 @@ def benchmark_path(
     where, yaw, pitch = _loop(rng, once)
     again = np.arange(count) % once
     size_m = min(length / 1.25 / _perimeter(where), 0.9 * rules.max_travel * depth / _reach(where))
-    for hits in range(rules.tries + 1):
+    hits = 0
+    while True:
         offsets = size_m * rules.slow_down**hits / metres_per_unit * where[again]  # a slower path is a smaller one
         eye, rotation, fastest = _slow_enough(survey, anchor, offsets, yaw[again], pitch[again], rules)
         clearance = float(survey.clearance(eye).min()) * metres_per_unit
         if clearance >= rules.margin_m:
             break
-    else:
-        raise NoPath("collision", f"{clearance:.2f} m to solid or unknown space after {rules.tries} slower tries")
+        if hits == rules.tries:
+            raise NoPath("collision", f"{clearance:.2f} m to solid or unknown space after {hits} slower tries")
+        hits += 1
     world_from_cam = pose(rotation, eye)
     pairs = revisit_pairs(
-        world_from_cam, max_distance=rules.revisit_m / metres_per_unit, max_angle_deg=rules.revisit_deg
+        world_from_cam, max_distance=rules.revisit_m / metres_per_unit, max_angle_deg=rules.revisit_deg, away=1.0
     )
     fastest_m = float(np.linalg.norm(np.diff(eye, axis=0), axis=1).max()) * rules.fps * metres_per_unit
     travel_m = float(np.linalg.norm(eye - eye[0], axis=1).max()) * metres_per_unit

@@ -67,8 +67,8 @@ def run_checks(path: CameraPath, survey: Survey, limits: PathLimits, draw: Draw 
     yield free_space(path, survey, limits)
     yield free_steps(path, survey)
     yield coverage(views)
-    yield translation_speed(path, views)
     yield view_support(views)
+    yield translation_speed(path, views)
     if draw is not None:
         yield surface_distance(views)
         yield empty_tiles(views)

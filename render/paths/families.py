@@ -65,7 +65,11 @@ def near_training(survey: Survey, rng: Generator, extent: float) -> Track:
     left = list(rng.permutation(others)[: max(len(others) * 2 // 3, count - 1)])
     order = [anchor.camera]
     while len(order) < count:
-        order.append(left.pop(int(distance(order[-1], np.array(left)).argmin())))
+        rank = distance(order[-1], np.array(left))
+        if len(order) > 1:  # going on counts as nearer than going back
+            last = unit(eye[order[-1]] - eye[order[-2]] + 1e-12)
+            rank = rank * (2 - unit(eye[left] - eye[order[-1]] + 1e-12) @ last)
+        order.append(left.pop(int(rank.argmin())))
     degree = 3
     knots = np.concatenate([np.zeros(degree), np.linspace(0, 1, count - degree + 1), np.ones(degree)])
     u = np.linspace(0, extent, _SAMPLES)
@@ -97,20 +101,21 @@ def spiral(survey: Survey, rng: Generator, extent: float) -> Track:
     lemniscate = bool(rng.random() < 0.5)
     side = _side(rng)
     u = np.linspace(0, 1, _SAMPLES)
-    room = _headroom(survey, anchor, 0.5 * survey.radius)
     if lemniscate:
         width = 60 * extent * side
         distance = np.linalg.norm(anchor.eye - focus)
         lobe = np.radians(abs(width)) * distance / 4  # half the height of the eight
-        tall = min(abs(room) / 2, lobe)  # it stands as far as the heights allow, and lies for the rest
+        low, high = survey.height_limits
+        at = float(survey.height(anchor.eye))
+        tall = max(min(0.9 * (high - at), 0.9 * (at - low), lobe), 0.0)  # it stands as far as the heights allow
         azimuth = width / 2 * np.sin(2 * np.pi * u)
         eight = np.sin(4 * np.pi * u)
-        scale = 1 - (lobe - tall) / distance * eight
+        scale = 1 - (lobe - tall) / distance * eight  # and lies for the rest
         eye = _around(survey, anchor, focus, azimuth, scale=scale, rise=tall * eight)
         return _facing(eye, focus, anchor, {"variant": "lemniscate", "width_deg": abs(width), "height": 2 * tall})
     sweep = rng.uniform(180, 450) * extent * side
     last = 1 - extent * (1 - rng.uniform(0.5, 0.75))
-    rise = room * rng.uniform(0.6, 1.0) * extent
+    rise = _headroom(survey, anchor, 0.5 * survey.radius) * rng.uniform(0.6, 1.0) * extent
     eye = _around(survey, anchor, focus, sweep * u, scale=1 + (last - 1) * u, rise=rise * u)
     drawn: dict[str, Parameter] = {"sweep_deg": sweep, "last_radius": last, "rise": rise}
     return _facing(eye, focus, anchor, {"variant": "spiral"} | drawn)
@@ -443,7 +448,7 @@ def _until_it_turns_back(way: NDArray, reach: float) -> NDArray[np.float64]:
 def _rounded(survey: Survey, way: NDArray) -> NDArray[np.float64]:
     """The way [M, 3] smoothed as far as it stays free: by a quarter of a radius, or by less."""
     step = max(np.linalg.norm(np.diff(way, axis=0), axis=1).mean(), 1e-12)
-    for blur in (0.25, 0.18, 0.12, 0.08):
+    for blur in (0.25, 0.18, 0.12, 0.08, 0.05):
         round_ = _blurred(way, blur * survey.radius / step)
         if (survey.room(round_) > 0).all():
             break
@@ -470,18 +475,22 @@ def _ahead(survey: Survey, way: NDArray, look_ahead: float) -> NDArray[np.float6
 
 
 def _leashed(survey: Survey, eye: NDArray, forward: NDArray) -> NDArray[np.float64]:
-    """forward [M, 3] turned towards what the training cameras around eye [M, 3] look at, until it is within 40 degrees
-    of it; where they look in several directions the leash is longer. Forward-facing scenes: at the scene's centre."""
+    """Look directions [M, 3]: forward, drawn towards what the training cameras around eye [M, 3] look at.
+
+    Where these agree the view stays within 40 degrees of theirs, and where they look in all directions it is free:
+    level directions are added, the cameras' by how much they agree (0 .. 1) and ours by sin 40 degrees. A camera that
+    goes against the views around it thus backs away. In forward-facing scenes all look at the scene's centre.
+    """
     if survey.forward_facing:
         return survey.scene_centre - eye
-    local = survey.local_view(eye)
+    local, up = survey.local_view(eye), survey.up
     agreement = np.linalg.norm(local, axis=1, keepdims=True)
-    local, forward = unit(local + 1e-12), unit(forward)
-    longest = np.radians(_LEASH_DEG + (180 - _LEASH_DEG) * (1 - agreement[:, 0]))
-    angle = np.arccos(np.clip((local * forward).sum(1), -1, 1))
-    short = np.minimum(angle, longest)[:, None]
-    across = forward - (forward * local).sum(1, keepdims=True) * local
-    return np.cos(short) * local + np.sin(short) * unit(across + 1e-12)
+    ours = np.sin(np.radians(_LEASH_DEG))
+    rise = [np.arcsin(np.clip(v @ up, -1, 1))[:, None] for v in (unit(local + 1e-12), unit(forward))]
+    elevation = (agreement * rise[0] + ours * rise[1]) / (agreement + ours)
+    local_level, our_level = (v - (v @ up)[:, None] * up for v in (local, unit(forward)))
+    level = unit(agreement * unit(local_level + 1e-12) + ours * unit(our_level + 1e-12) + 1e-12)
+    return np.cos(elevation) * level + np.sin(elevation) * up
 
 
 def _inward(survey: Survey, point: NDArray) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation, Slerp
 
-from ...geometry import angle_between_deg, pose
+from ...geometry import angle_between_deg, pose, rotation_from_vector, vector_from_rotation
 from .record import NoPath
 
 _STEEPEST_DEG = 80.0  # elevation beyond which an upright view would spin
@@ -207,15 +207,15 @@ def squad(rotations: NDArray, per_span: int) -> NDArray[np.float64]:
     ahead = (r[:-1].inv() * r[1:]).as_rotvec()  # log(q_i^-1 q_i+1)
     to_next = np.concatenate([ahead, ahead[-1:]])
     to_last = np.concatenate([-ahead[:1], -ahead])
-    inner = r * Rotation.from_rotvec(-(to_next + to_last) / 4)
+    inner = (r * Rotation.from_rotvec(-(to_next + to_last) / 4)).as_matrix()
     i = np.append(np.repeat(np.arange(len(rotations) - 1), per_span), len(rotations) - 2)
     t = np.append(np.tile(np.arange(per_span) / per_span, len(rotations) - 1), 1.0)
-    outer, middle = _slerp(r[i], r[i + 1], t), _slerp(inner[i], inner[i + 1], t)
-    return _slerp(outer, middle, 2 * t * (1 - t)).as_matrix()
+    outer, middle = _slerp(rotations[i], rotations[i + 1], t), _slerp(inner[i], inner[i + 1], t)
+    return _slerp(outer, middle, 2 * t * (1 - t))
 
 
-def _slerp(a: Rotation, b: Rotation, t: NDArray) -> Rotation:
-    return a * Rotation.from_rotvec(t[:, None] * (a.inv() * b).as_rotvec())
+def _slerp(a: NDArray, b: NDArray, t: NDArray) -> NDArray[np.float64]:
+    return a @ rotation_from_vector(t[:, None] * vector_from_rotation(np.swapaxes(a, 1, 2) @ b))
 
 
 def _one_sign(q: NDArray) -> NDArray[np.float64]:

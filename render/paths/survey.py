@@ -1,7 +1,7 @@
 """What a scene's capture allows a camera: where its training cameras stood, what is free, what is seen from where.
 
-Space is free only where a training camera has looked through it: rays are cast from the cameras to the Gaussians they
-see and end at the first occupied cell. Space that no ray crossed is unknown, and unknown is not free.
+Space is free only where a training camera has been or has looked through: rays are cast from the cameras to the
+Gaussians they see and end at the first occupied cell. Space that no ray crossed is unknown, and unknown is not free.
 
 A cell's accumulated opacity is the sum over Gaussians of o times the share of their volume in the cell, times their
 area (2 pi of the two larger standard deviations) in units of the cell's face. It is what a ray that crosses the cell
@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_closing, distance_transform_edt
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
@@ -38,6 +38,7 @@ Anchors = Literal["training", "derived_outside", "derived_inside"]
 CELLS_PER_RADIUS = 64
 OCCUPIED = 0.1  # accumulated opacity from which a cell is solid
 MARGIN = 0.05  # distance kept from solid cells, in scene radii
+BODY = 0.1  # distance around a training camera that it and who held it took up, hence free, in scene radii
 ZONE = 0.35  # distance from the nearest training camera that counts as captured, in scene radii
 HEIGHT_SLACK = 0.1  # of the range of training heights, above and below it
 LEAST_HEIGHT_SLACK = 0.05  # scene radii: a tripod at one height still has a hair's breadth
@@ -141,13 +142,14 @@ class Survey:
             NoPath: a place is not near free space, or free space does not join them.
         """
         nodes, graph, tree = self._graph
-        (near, far), (i, j) = tree.query(np.stack([start, stop])) if len(nodes) else (np.full(2, np.inf), (0, 0))
-        if max(near, far) > 3 * _ROUTE_STRIDE * self.cell:
+        off, nearest = tree.query(np.stack([start, stop]))
+        if not len(nodes) or off.max() > 3 * _ROUTE_STRIDE * self.cell:
             raise NoPath("no_route", "a camera stands too far from free space")
-        length, before = dijkstra(graph, indices=int(i), return_predecessors=True)
+        i, j = (int(n) for n in np.asarray(nearest))
+        length, before = dijkstra(graph, indices=i, return_predecessors=True)
         if not np.isfinite(length[j]):
             raise NoPath("no_route", "free space does not join the two cameras")
-        way = [int(j)]
+        way = [j]
         while way[-1] != i:
             way.append(int(before[way[-1]]))
         return np.concatenate([start[None], nodes[way[::-1]][1:-1], stop[None]])
@@ -191,7 +193,7 @@ class Survey:
         return KDTree(self.world_from_cam[:, :3, 3])
 
     @cached_property
-    def _graph(self) -> tuple[NDArray[np.float64], coo_array, KDTree]:
+    def _graph(self) -> tuple[NDArray[np.float64], csr_array, KDTree]:
         """Allowed places every third cell, edges to their 26 neighbours; an edge near a wall costs up to twice."""
         coarse = self.slack[1::_ROUTE_STRIDE, 1::_ROUTE_STRIDE, 1::_ROUTE_STRIDE]
         ids = np.full(coarse.shape, -1)
@@ -280,9 +282,9 @@ def survey(
     occupied = opacity >= OCCUPIED
     to_camera = _distance_to(eye, origin, cell, shape)
     seen = _carve(occupied, origin, cell, scene, world_from_cam, intrinsics, sizes)
-    seen |= to_camera <= MARGIN * radius  # the camera itself took up room
+    seen |= to_camera <= BODY * radius
     seen &= ~occupied
-    clearance = distance_transform_edt(~occupied).astype(np.float32) * np.float32(cell)
+    clearance = np.asarray(distance_transform_edt(~occupied), np.float32) * np.float32(cell)
     if not occupied.any():
         clearance = np.full(shape, np.inf, np.float32)
     grid_height = sum(
@@ -514,7 +516,7 @@ def _distance_to(points: NDArray, origin: NDArray, cell: float, shape: tuple[int
     half = tuple(-(-n // 2) for n in shape)
     here = np.zeros(half, bool)
     here[tuple(np.floor((points - origin) / (2 * cell)).astype(int).T)] = True
-    distance = distance_transform_edt(~here).astype(np.float32) * np.float32(2 * cell)
+    distance = np.asarray(distance_transform_edt(~here), np.float32) * np.float32(2 * cell)
     for axis in range(3):
         distance = distance.repeat(2, axis)
     return distance[: shape[0], : shape[1], : shape[2]]
