@@ -188,7 +188,7 @@ def test_where_nothing_is_drawn(backend):
         if backend == "gsplat" and not len(means):
             continue
         got = Rasterizer(scene(means=means), backend=backend).draw(EYE, [9, 9, 3, 3], 7, 7, background=(0.25, 0.5, 2))
-        np.testing.assert_array_equal(got.rgb, np.broadcast_to(np.float32([0.25, 0.5, 2]), (7, 7, 3)))
+        np.testing.assert_array_equal(got.rgb, np.tile(np.array([0.25, 0.5, 2], np.float32), (7, 7, 1)))
         assert not got.alpha.any() and not got.depth.any()
         assert got.median_depth is None or np.isnan(got.median_depth).all()
 
