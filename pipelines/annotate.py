@@ -174,12 +174,15 @@ def _track(
     *,
     progress: Progress | None,
 ) -> Track | Rejected:
-    given = None if intrinsics is None else known_camera(intrinsics, info)
-    more: dict[str, object] = {} if depth is None else {"depth": depth}
-    if poses is not None:
-        more["poses"] = read_poses(poses.path, info.num_frames, info.pts_ns, poses.metric)
     return estimate_track(
-        info, shots[position], config, video_config=video, intrinsics=given, progress=progress, **more
+        info,
+        shots[position],
+        config,
+        video_config=video,
+        intrinsics=None if intrinsics is None else known_camera(intrinsics, info),
+        depth=depth,
+        poses=None if poses is None else read_poses(poses.path, info.num_frames, info.pts_ns, poses.metric),
+        progress=progress,
     )
 
 
