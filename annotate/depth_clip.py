@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..geometry import nearest_rotation
 from ..records import BadMedia, check_shape
-from .scale import ScaleConfig, ScaleTrack, _edges
+from .scale import ScaleConfig, ScaleTrack, depth_edges
 
 FORMAT = "longtake-depth/1"
 MIN_DEPTH, MAX_DEPTH = 1e-3, 1e5  # that a file can hold
@@ -107,7 +107,7 @@ class DepthClip:
         lies on an edge of depth (`scale`): interpolated between two surfaces, it would lie on neither.
         """
         log, confidence = self._codes(row)
-        log[_edges(np.nan_to_num(np.exp(log)), ScaleConfig())] = np.nan
+        log[depth_edges(np.nan_to_num(np.exp(log)), ScaleConfig())] = np.nan
         size = np.array([self.width, self.height])
         at = (np.asarray(xy, np.float64) - self.crop[:2] + 0.5) * size / self.crop[2:] - 0.5
         with np.errstate(invalid="ignore"):

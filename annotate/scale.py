@@ -177,10 +177,10 @@ def usable_pixels(
                     f"the {name} has dtype {np.asarray(mask).dtype}: it must be boolean, True = leave out"
                 )
             keep &= ~mask
-    return keep & ~_edges(a, config)
+    return keep & ~depth_edges(a, config)
 
 
-def _edges(depth: NDArray[np.float32], config: ScaleConfig) -> NDArray[np.bool_]:
+def depth_edges(depth: NDArray[np.float32], config: ScaleConfig) -> NDArray[np.bool_]:
     """Where depth jumps between neighbours, by more than the rest of the frame is rough.
 
     Of the depth of many frames: it is the cleaner one, and to choose pixels by the errors of b would bias what is left.

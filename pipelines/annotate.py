@@ -215,7 +215,7 @@ def _sheet(
 PROBE = Stage(name="probe", version=1, fn=_probe)
 SHOTS = Stage(name="shots", version=2, fn=_shots)
 DEPTH = Stage(name="depth", version=1, fn=_depth, resources=Resources(cpus=1, memory_bytes=8 << 30))
-TRACK = Stage(name="track", version=3, fn=_track, resources=Resources(cpus=1, memory_bytes=2 << 30))
+TRACK = Stage(name="track", version=4, fn=_track, resources=Resources(cpus=1, memory_bytes=2 << 30))
 QUALITY = Stage(name="quality", version=1, fn=_quality)
 SHEET = Stage(name="sheet", version=1, fn=_sheet)
 VERSIONS = {stage.name: str(stage.version) for stage in (PROBE, SHOTS, TRACK, QUALITY)}  # of every run
