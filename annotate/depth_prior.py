@@ -104,8 +104,8 @@ def find_units(
 ) -> Units:
     """Metres, where the depth or the given poses are in metres.
 
-    Where poses are given in a unit of their own, the similarity of `structure_scale` says how many metres that is, or
-    where the depth has no cameras the median of `track_scale`, as for poses that were estimated.
+    Where poses are given in a unit of their own, the similarity of `structure_scale` says how many metres that is;
+    where the depth has no cameras, or the two differ, the median of `track_scale`, as for poses that were estimated.
     """
     clip = None if prior is None else prior.clip
     source = "given" if poses is not None else "pi3x" if clip and clip.world_from_cam is not None else "classical"
@@ -116,7 +116,7 @@ def find_units(
         focal_known=clip is not None and clip.focal_px is not None,
         scale=None if clip is None else clip.scale,
         scale_frames=np.zeros(0, np.int64) if clip is None else clip.frame_index,
-        flags=frozenset(),
+        flags=frozenset() if clip is None else frozenset((*clip.flags, *(clip.scale.flags if clip.scale else ()))),
         stats={},
     )
     if prior is None or not prior.clip.metric or units.metric:
@@ -126,15 +126,17 @@ def find_units(
     found = track_scale(prior, solved, config.scale)
     fit = None if poses is None else structure_scale(prior, solved)
     if isinstance(found, Rejected) and fit is None:
-        return replace(units, flags=frozenset({found.reason}))
+        return replace(units, flags=units.flags | {found.reason})
     if isinstance(found, ScaleTrack):
         median = float(np.exp(np.median(np.log(found.smoothed[found.defined]))))
         units = replace(units, metric=True, factor=median, stats={"scale_of_frames": median})
         if units.scale is None:
             frames = np.arange(prior.shot.start, prior.shot.stop)
-            units = replace(units, scale=found, scale_frames=frames, flags=frozenset(found.flags))
+            units = replace(units, scale=found, scale_frames=frames, flags=units.flags | set(found.flags))
     if fit is not None:
         stats = {**units.stats, "scale_of_structure": fit[0], "scale_fit_rms": fit[1]}
+        if isinstance(found, ScaleTrack) and abs(np.log(fit[0] / units.factor)) > config.depth.scales_agree:
+            return replace(units, stats=stats, flags=units.flags | {"scales_disagree"})
         units = replace(units, metric=True, factor=fit[0], stats=stats)
     return units
 

@@ -243,7 +243,7 @@ def _loops(job: _Job) -> list[tuple[int, int]]:
         seconds = job.info.pts_ns[shown[-1]] / 1e9
         if not at or seconds - job.info.pts_ns[shown[at[-1]]] / 1e9 >= job.config.loop_every_s:
             at.append(len(shown) - 1)
-            features.append(extract(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)))
+            features.append(extract(np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)))
     return [(at[a], at[b]) for a, b in picture_loops(features, job.config.loops)]
 
 

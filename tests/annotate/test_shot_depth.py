@@ -155,7 +155,7 @@ def test_a_place_seen_again_takes_the_drift_out(tmp_path):
         fx, fy, cx, cy = k[0] * [w / width, h / height, w / width, h / height]
         v, u = np.mgrid[:h, :w]
         rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones_like(u)], -1)
-        depth = np.stack([room_depth(room, cameras[i], (fx, fy, cx, cy), w, h) for i in rows])
+        depth = np.stack([room_depth(room, cameras[i], np.array([fx, fy, cx, cy]), w, h) for i in rows])
         near = np.ptp(rows) < 2 * len(rows)  # what drifts is the walk from frame to frame
         growth = np.exp(0.004 * np.array(rows)) if near else np.ones(len(rows))
         places = drifted(cameras, 0.004)[rows] if near else cameras[rows]
