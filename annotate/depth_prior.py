@@ -135,7 +135,7 @@ def find_units(
             units = replace(units, scale=found, scale_frames=frames, flags=units.flags | set(found.flags))
     if fit is not None:
         stats = {**units.stats, "scale_of_structure": fit[0], "scale_fit_rms": fit[1]}
-        if isinstance(found, ScaleTrack) and abs(np.log(fit[0] / units.factor)) > config.depth.scales_agree:
+        if isinstance(found, ScaleTrack) and abs(np.log(fit[0] / stats["scale_of_frames"])) > config.depth.scales_agree:
             return replace(units, stats=stats, flags=units.flags | {"scales_disagree"})
         units = replace(units, metric=True, factor=fit[0], stats=stats)
     return units
