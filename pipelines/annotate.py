@@ -613,8 +613,6 @@ class _Graph:
         if track is not None and place.reduced:
             track = replace(track, flags=(*track.flags, "reduced_for_memory"))
         depth: DepthClip | None = self.store.load(place.depth_key) if track and place.depth_key else None
-        if track is not None and depth is not None:
-            track = replace(track, flags=(*track.flags, *(f for f in depth.flags if f not in track.flags)))
         row = schema.annotate_row(
             path=place.source,
             provenance=schema.Provenance(
