@@ -41,7 +41,7 @@ MEANING = (
 )
 MAX_PIXELS = 1 << 24  # of a map
 MAX_META_BYTES = 1 << 26
-SOURCES = ("pi3x+moge2", "pi3x", "moge2", "given", "given+moge2")
+SOURCES = ("pi3x+moge2", "pi3x", "moge2", "given", "given+moge2", "rendered")
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 

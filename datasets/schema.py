@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..records import Rejected, Shot, Track, VideoInfo
 from .filters import camera_values
 
-SCHEMA_ID = "longtake.clips/1.1"
+SCHEMA_ID = "longtake.clips/1.2"
 CONVENTIONS = {
     "pose": "c2w = world_from_cam, OpenCV camera axes (x right, y down, z forward), row-major 3x4 a frame; NaN where "
     "pose_valid is false",
@@ -225,11 +225,20 @@ SCHEMA = pa.schema(
         _f("mask_uri", TEXT, "masks of what moves"),
         _f("splat_uri", TEXT, "Gaussian splats of the scene"),
         # rendered
-        _f("scene_id", TEXT, "the splat scene"),
+        _f("scene_id", TEXT, "the splat scene: the first 16 digits of its hash"),
         _f("path_family", TEXT, "the family of the camera path"),
         _f("seed", LONG, "random seed of a rendered path or a generated clip"),
-        _f("render_coverage", REAL, "share of pixels with an opaque surface"),
-        _f("hole_ratio", REAL, "share of pixels that show a hole"),
+        _f("render_coverage", REAL, "share of pixels with an opaque surface, alpha 0.95 or more"),
+        _f("hole_ratio", REAL, "share of pixels that show a hole, alpha below 0.5"),
+        _f("path_parameters", TEXT, "JSON: what was drawn from the seed for the camera path, in units of the scene"),
+        _f("path_checks", TEXT, "JSON: check -> {value, limit, bound}, lengths in units of the scene; all were passed"),
+        _f(
+            "revisit_pairs",
+            INTS,
+            "earlier frame, later frame that shows the same place, pair after pair",
+            "frames from the clip's first",
+        ),
+        _f("render_stats", TEXT, "JSON: the scene's splats and training cameras, the rasteriser, holes and flicker"),
         # generated
         _f("prompt", TEXT, "text prompt"),
         _f("parent_clip_id", TEXT, "the clip whose first frame or path was used"),
@@ -319,45 +328,99 @@ def annotate_row(
         raise ValueError(f"the track has {len(track.pts_ns)} frames and its shot {shot.num_frames}")
     source = os.path.abspath(path) if video is None else video.path
     sha256 = video.sha256 if video else None
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    row |= {
-        "clip_id": clip_id(
-            sha256=sha256,
-            path=source,
-            span=(shot.start, shot.stop) if shot else None,
-            crop=shot.crop if shot else None,
-            rotation_deg=video.rotation_deg if video else 0,
-        ),
-        "origin": "annotated",
-        "status": "ok",
-        "filter_reasons": [],
-        "source_dataset": source_dataset,
-        "source_uri": _text(source),
-        "source_sha256": sha256,
-        "license": license,
-        "group_id": sha256,
-        "run_id": provenance.run_id,
-        "config_hash": provenance.config_hash,
-        "software_version": provenance.software_version,
-        "stage_versions": _json(provenance.stage_versions),
-        "model_revisions": _json(provenance.model_revisions) if provenance.model_revisions else None,
-        "model_licenses": _json(provenance.model_licenses) if provenance.model_licenses else None,
-        "timings_s": _json(provenance.timings_s),
-        "created_at": provenance.created_at,
-    }
+    row = _identity_columns(
+        origin="annotated",
+        source=source,
+        sha256=sha256,
+        provenance=provenance,
+        source_dataset=source_dataset,
+        license=license,
+    )
+    row["clip_id"] = clip_id(
+        sha256=sha256,
+        path=source,
+        span=(shot.start, shot.stop) if shot else None,
+        crop=shot.crop if shot else None,
+        rotation_deg=video.rotation_deg if video else 0,
+    )
     if video is not None:
         row |= _video_columns(video, shot)
     if track is not None:
-        row |= _track_columns(track)
+        row |= _camera_columns(track) | _estimate_columns(track)
     row |= _quality_columns(quality or {}, frames or {}, row["num_frames"])
-    if rejected is not None:
-        row |= {
-            "status": "failed",
-            "filter_reasons": [rejected.reason],
-            "error_stage": rejected.stage,
-            "error": _text(rejected.message),
-        }
-    return row
+    return row | (_failure_columns(rejected) if rejected is not None else {})
+
+
+def rendered_clip_id(*, scene_sha256: str, path: Mapping[str, Any]) -> str:
+    """uuid5 of the scene's content and all that says which path was filmed through it."""
+    return str(uuid.uuid5(_CLIP_NAMESPACE, f"rendered sha256:{scene_sha256} path:{_json(path)}"))
+
+
+def render_row(
+    *,
+    scene: str,
+    scene_sha256: str | None,
+    provenance: Provenance,
+    id: str | None = None,
+    video: VideoInfo | None = None,
+    uri: str | None = None,
+    track: Track | None = None,
+    rejected: Rejected | None = None,
+    path_family: str | None = None,
+    seed: int | None = None,
+    path_parameters: Mapping[str, Any] | None = None,
+    path_checks: Mapping[str, Any] | None = None,
+    revisit_pairs: NDArray[np.int64] | None = None,
+    render_stats: Mapping[str, Any] | None = None,
+    quality: Mapping[str, float | None] | None = None,
+    frames: Mapping[str, NDArray] | None = None,
+    source_dataset: str | None = None,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """The row of one clip rendered from a splat scene, or of one scene or clip that failed (`rejected`).
+
+    All clips of a scene have its hash for their group: a split by groups keeps them together.
+
+    Args:
+        scene: the scene's file or folder.
+        scene_sha256: of its content; None where it could not be read.
+        id: by `rendered_clip_id`; None for a scene that failed as a whole.
+        video: the film, whole, and `uri`: where it lies.
+        track: the camera it was filmed with; only what a camera is given by is read of it, nothing that is estimated.
+        revisit_pairs: [K, 2] frames of the clip.
+        quality, frames: as for `annotate_row`.
+
+    Raises:
+        ValueError: neither a camera with its film nor a refusal, or an unknown number.
+    """
+    if (track is None) == (rejected is None) or (track is not None and (video is None or uri is None)):
+        raise ValueError("a row needs either a camera and its film or the reason why there is none")
+    source = os.path.abspath(scene)
+    row = _identity_columns(
+        origin="rendered",
+        source=source,
+        sha256=scene_sha256,
+        provenance=provenance,
+        source_dataset=source_dataset,
+        license=license,
+    )
+    row |= {
+        "clip_id": id or clip_id(sha256=scene_sha256, path=source, span=None, crop=None),
+        "scene_id": scene_sha256 and scene_sha256[:16],
+        "splat_uri": row["source_uri"],
+        "path_family": path_family,
+        "seed": seed,
+        "path_parameters": _json(path_parameters) if path_parameters is not None else None,
+        "path_checks": _json(path_checks) if path_checks is not None else None,
+        "revisit_pairs": revisit_pairs.ravel() if revisit_pairs is not None else None,
+        "render_stats": _json(render_stats) if render_stats is not None else None,
+    }
+    if video is not None:
+        row |= _video_columns(video, None) | {"uri": uri, "boundary": "start", "num_cuts": 0}
+    if track is not None:
+        row |= _camera_columns(track)
+    row |= _quality_columns(quality or {}, frames or {}, row["num_frames"])
+    return row | (_failure_columns(rejected) if rejected is not None else {})
 
 
 def frame_rate(pts_ns: NDArray[np.int64]) -> tuple[Fraction | None, bool]:
@@ -454,6 +517,45 @@ def principal_point_outside(row: Mapping[str, Any]) -> str | None:
     )
 
 
+def _identity_columns(
+    *,
+    origin: str,
+    source: str,
+    sha256: str | None,
+    provenance: Provenance,
+    source_dataset: str | None,
+    license: str | None,
+) -> dict[str, Any]:
+    """A row with every column, of which only these are known yet."""
+    return dict.fromkeys(SCHEMA.names) | {
+        "origin": origin,
+        "status": "ok",
+        "filter_reasons": [],
+        "source_dataset": source_dataset,
+        "source_uri": _text(source),
+        "source_sha256": sha256,
+        "license": license,
+        "group_id": sha256,
+        "run_id": provenance.run_id,
+        "config_hash": provenance.config_hash,
+        "software_version": provenance.software_version,
+        "stage_versions": _json(provenance.stage_versions),
+        "model_revisions": _json(provenance.model_revisions) if provenance.model_revisions else None,
+        "model_licenses": _json(provenance.model_licenses) if provenance.model_licenses else None,
+        "timings_s": _json(provenance.timings_s),
+        "created_at": provenance.created_at,
+    }
+
+
+def _failure_columns(rejected: Rejected) -> dict[str, Any]:
+    return {
+        "status": "failed",
+        "filter_reasons": [rejected.reason],
+        "error_stage": rejected.stage,
+        "error": _text(rejected.message),
+    }
+
+
 def _video_columns(video: VideoInfo, shot: Shot | None) -> dict[str, Any]:
     span = slice(shot.start, shot.stop) if shot else slice(0, video.num_frames)
     pts_ns = video.pts_ns[span]
@@ -496,15 +598,14 @@ def _video_columns(video: VideoInfo, shot: Shot | None) -> dict[str, Any]:
     }
 
 
-def _track_columns(track: Track) -> dict[str, Any]:
-    posed = track.pose_valid
-    stats = {name: _number(value) for name, value in track.stats.items()}
+def _camera_columns(track: Track) -> dict[str, Any]:
+    """What a camera is, however it became known."""
     return {
         # the size is the track's own: its intrinsics are in these pixels
         "width": track.width,
         "height": track.height,
         "c2w": track.world_from_cam[:, :3].astype(np.float32).ravel(),
-        "pose_valid": posed,
+        "pose_valid": track.pose_valid,
         "intrinsics": track.intrinsics.astype(np.float32).ravel(),
         "intrinsics_mode": track.intrinsics_mode,
         "focal_status": track.focal_status,
@@ -519,6 +620,15 @@ def _track_columns(track: Track) -> dict[str, Any]:
         "motion_class": track.motion_class,
         "flags": list(track.flags),
         **camera_values(track.intrinsics, track.width, track.height),
+        "tracked_ratio": float(track.pose_valid.mean()),
+    }
+
+
+def _estimate_columns(track: Track) -> dict[str, Any]:
+    """How well an estimated camera fits its pictures."""
+    posed = track.pose_valid
+    stats = {name: _number(value) for name, value in track.stats.items()}
+    return {
         "frame_reproj_rmse_px": track.reproj_rmse_px,
         "frame_sampson_px": track.sampson_px,
         "frame_num_tracked": track.num_tracked,
@@ -528,7 +638,6 @@ def _track_columns(track: Track) -> dict[str, Any]:
         "frame_step_px": track.step_px,
         "frame_focal_sigma": track.focal_sigma,
         "frame_is_keyframe": track.is_keyframe,
-        "tracked_ratio": float(posed.mean()),
         "ba_rmse_px": stats.get("ba_rmse_px"),
         "reproj_rmse_px": _over(lambda v: np.sqrt(np.mean(v * v)), track.reproj_rmse_px),
         "sampson_px": _over(np.median, track.sampson_px),
