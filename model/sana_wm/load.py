@@ -47,29 +47,38 @@ def load(
     """
     with torch.device("meta"):
         net = SanaWM(config, attention_dtype=attention_dtype)
-    return read_weights(net, path, device=device, dtype=dtype, float32=KEPT_FLOAT32)
+    return read_weights(net, path, device=device, dtype=dtype, float32=KEPT_FLOAT32, renamed=RENAMED, left_out=LEFT_OUT)
 
 
 def read_weights(
-    net: _Net, path: Path, *, device: torch.device | str, dtype: torch.dtype, float32: tuple[str, ...]
+    net: _Net,
+    path: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    float32: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
+    left_out: tuple[str, ...] = (),
 ) -> _Net:
     """A network without memory of its own, with the weights of a checkpoint, for inference.
 
     Args:
         path: as in `load`.
         dtype: what the weights become, apart from those whose names end in one of `float32`.
+        renamed: how names begin in the file, and in the network.
+        left_out: names in the file that nothing uses.
 
     Raises:
         BadWeights: as `load`.
     """
-    want = net.state_dict()
+    want, renamed = net.state_dict(), renamed or {}
     try:
         headers = {file: read_safetensors_header(file) for file in _files(path)}
-        _check(path, type(net).__name__, headers, want)
+        _check(path, type(net).__name__, headers, want, renamed, left_out)
         weights = {
             name: tensor.to(device).to(torch.float32 if name.endswith(float32) else dtype)
             for file, header in headers.items()
-            for name, tensor in _tensors(file, header)
+            for name, tensor in _tensors(file, header, renamed, left_out)
         }
     except OSError as error:
         raise BadWeights(f"{path} cannot be read ({error}); fetch it again with longtake weights fetch") from error
@@ -89,17 +98,24 @@ def _files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names)]
 
 
-def _check(path: Path, net: str, headers: Mapping[Path, _Header], want: Mapping[str, Tensor]) -> None:
-    """Raises BadWeights unless the files have exactly the tensors that are wanted, and at most LEFT_OUT besides."""
+def _check(
+    path: Path,
+    net: str,
+    headers: Mapping[Path, _Header],
+    want: Mapping[str, Tensor],
+    renamed: Mapping[str, str],
+    left_out: tuple[str, ...],
+) -> None:
+    """Raises BadWeights unless the files have exactly the tensors that are wanted, and at most `left_out` besides."""
     problems, seen = [], set[str]()
     for header in headers.values():
         for stored, (dtype, shape) in header.items():
-            name = _renamed(stored)
+            name = _renamed(stored, renamed)
             if name in seen:
                 problems.append(f"{stored} is there twice")
             seen.add(name)
             if name not in want:
-                if name not in LEFT_OUT:
+                if name not in left_out:
                     problems.append(f"{stored} is unknown")
                 continue
             if shape != want[name].shape:
@@ -115,14 +131,16 @@ def _check(path: Path, net: str, headers: Mapping[Path, _Header], want: Mapping[
         )
 
 
-def _renamed(stored: str) -> str:
-    for original, ours in RENAMED.items():
+def _renamed(stored: str, renamed: Mapping[str, str] = RENAMED) -> str:
+    for original, ours in renamed.items():
         if stored.startswith(original):
             return ours + stored.removeprefix(original)
     return stored
 
 
-def _tensors(file: Path, header: _Header) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    file: Path, header: _Header, renamed: Mapping[str, str], left_out: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file whose header is sound, by our names, each read when it is asked for.
 
     Reading, where mapping would keep the pages of what is converted or on another device in memory as well.
@@ -131,10 +149,10 @@ def _tensors(file: Path, header: _Header) -> Iterator[tuple[str, Tensor]]:
     with open(file, "rb") as stream:
         stream.seek(file.stat().st_size - sum(sizes.values()))  # the tensors are the end of it, in the header's order
         for name, (dtype, shape) in header.items():
-            if name in LEFT_OUT:
+            if name in left_out:
                 stream.seek(sizes[name], 1)
                 continue
             raw = torch.empty(sizes[name], dtype=torch.uint8)
             if stream.readinto(raw.numpy().data) != sizes[name]:
                 raise BadWeights(f"{file}: ends within {name}; it changed while it was read")
-            yield _renamed(name), raw.view(_DTYPES[dtype]).reshape(shape)
+            yield _renamed(name, renamed), raw.view(_DTYPES[dtype]).reshape(shape)
