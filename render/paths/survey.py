@@ -10,7 +10,8 @@ drawn by a thousand.
 
 Scenes without training cameras get cameras derived from the Gaussians, looking at the scene from around it or about
 from within it. They take the training cameras' place everywhere, and `Survey.anchors` says so: the "captured" zone
-is then a supposition, and quality away from the real captures is not known.
+is then a supposition, and quality away from the real captures is not known. What they see nothing in counts as free.
+An object alone before an empty background fails the published limits on empty tiles and blank frames: loosen them.
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def survey(
     opacity = _accumulate(scene, origin, cell, shape)
     occupied = opacity >= OCCUPIED
     to_camera = _distance_to(eye, origin, cell, shape)
-    seen = _carve(occupied, origin, cell, scene, world_from_cam, intrinsics, sizes)
+    seen = _carve(occupied, origin, cell, scene, world_from_cam, intrinsics, sizes, anchors != "training")
     seen |= to_camera <= BODY * radius
     seen &= ~occupied
     clearance = np.asarray(distance_transform_edt(~occupied), np.float32) * np.float32(cell)
@@ -530,8 +531,12 @@ def _carve(
     world_from_cam: NDArray,
     intrinsics: NDArray,
     sizes: NDArray,
+    through_empty: bool,
 ) -> NDArray[np.bool_]:
-    """Cells crossed by rays from the cameras to Gaussians they see, each ray ending at the first occupied cell."""
+    """Cells crossed by rays from the cameras to Gaussians they see, each ray ending at the first occupied cell.
+
+    through_empty: cast rays also where no Gaussian is, to the end of the grid.
+    """
     rng = np.random.default_rng(1)
     targets = scene.means[rng.permutation(np.flatnonzero(scene.opacities >= _SOLID))[:60_000]].astype(np.float64)
     n = len(world_from_cam)
@@ -547,9 +552,15 @@ def _carve(
         inside = ((uv >= 0) & (uv < bins)).all(1)
         rows, uv = front[inside], uv[inside].astype(int)
         order = np.lexsort((local[rows, 2], uv[:, 1] * bins + uv[:, 0]))
-        nearest = np.unique((uv[:, 1] * bins + uv[:, 0])[order], return_index=True)[1]
+        filled, nearest = np.unique((uv[:, 1] * bins + uv[:, 0])[order], return_index=True)
         ends.append(targets[rows[order[nearest]]])
-        starts.append(np.tile(world_from_cam[i, :3, 3], (len(nearest), 1)))
+        empty = np.zeros(0, int)
+        if through_empty:
+            empty = np.setdiff1d(np.arange(bins * bins), filled)
+            slopes = (np.stack([empty % bins, empty // bins], 1) + 0.5 - scaled[2:]) / scaled[:2]
+            rays = unit(np.column_stack([slopes, np.ones(len(empty))]) @ world_from_cam[i, :3, :3].T)
+            ends.append(world_from_cam[i, :3, 3] + 2 * cell * sum(occupied.shape) * rays)  # beyond the grid
+        starts.append(np.tile(world_from_cam[i, :3, 3], (len(nearest) + len(empty), 1)))
     start, end = np.concatenate(starts), np.concatenate(ends)
     shape, strides = np.array(occupied.shape), np.array(occupied.strides)
     at = (start - origin) / cell

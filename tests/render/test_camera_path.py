@@ -306,7 +306,10 @@ def test_scenes_without_cameras_get_derived_ones(scene: Gaussians) -> None:
     assert (np.linalg.norm(cameras[:, :3, 3], axis=1) > 2).all()
     assert (motion.unit(-cameras[:, :3, 3]) * cameras[:, :3, 2]).sum(1).min() > 0.999
     made = survey(thing, cameras, k, (1280, 704), anchors="derived_outside")
-    path = propose(made, "orbit", 0, config=SHORT)
+    beside = np.array([[0.0, 0.0, 0.6 * np.linalg.norm(cameras[0, :3, 3])]])  # where cameras see past the ball
+    assert made.clearance(beside)[0] > 0.5
+    path = attempt(made, "orbit", 0)
+    assert isinstance(path, CameraPath)
     assert path.parameters["anchors"] == "derived_outside"
     np.testing.assert_allclose(made.up, [0, -1, 0], atol=1e-6)
     within, _ = derive_cameras(scene, "inside", up=UP)
