@@ -10,19 +10,13 @@ anywhere: the next one with the same output takes up what is on record (`stages`
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from ..annotate.depth_clip import DepthClip
 from ..annotate.given import read_poses
@@ -34,9 +28,8 @@ from ..annotate.track import TrackConfig, estimate_track
 from ..annotate.video import VideoConfig, expand_inputs, probe
 from ..datasets import filters, schema
 from ..datasets.manifest import create_manifest
-from ..datasets.report import write_report
 from ..records import BadMedia, LongtakeError, Rejected, Shot, Track, VideoInfo
-from .config import MissingPart, RunStopped, UsageError, digest
+from .config import MissingPart, UsageError, digest
 from .depth import (
     Facts,
     check_device,
@@ -48,15 +41,14 @@ from .depth import (
     revisions,
     uses_gpu,
 )
-from .display import Display, make_display
-from .executors import drive, make_executor
+from .display import make_display
 from .ledger import Ledger, Run
+from .run import carry_out, check_executor, fingerprint, given_file, scratch_file
 from .stages import Artifacts, Job, Outcome, Progress, Ref, Resources, Stage
 
 CAMERA_NAMES = (("fx", "fl_x"), ("fy", "fl_y"), ("cx", "cx"), ("cy", "cy"))
 LIMIT_S, LIMIT_S_PER_FRAME = 600.0, 5.0  # a job that takes longer hangs: some hundred times what it should take
 LIMIT_S_PER_DEPTH_FRAME = 300.0  # the same of networks, which may be on a CPU
-LEFT_OVER_S = 7 * 86_400.0  # a file that was last written so long ago is nobody's any more
 Scale = Literal["metric", "relative"]
 
 
@@ -142,7 +134,7 @@ def _depth(
     progress: Progress | None,
 ) -> DepthClip | Rejected:
     """Depth of a shot; its file lies in the folder `scratch` until it is stored."""
-    path = Path(scratch) / f".tmp-depth-{uuid4().hex}.zip"
+    path = scratch_file(Path(scratch), "depth", ".zip")
     clip = None
     try:
         clip = estimate_depth(
@@ -234,12 +226,6 @@ def stage_versions(config: AnnotateConfig, networks: Sequence[Facts], sources: S
             stands = digest([fingerprint(str(given_file(pattern, source))) for source in sources])
             versions[stage] += f" {what}@{stands[:16]}"
     return versions
-
-
-def given_file(pattern: str, source: str) -> Path:
-    """The file or folder given for a source: `{folder}` and `{stem}` in the pattern are the source's own."""
-    path = Path(source)
-    return Path(pattern.replace("{folder}", str(path.parent)).replace("{stem}", path.stem)).absolute()
 
 
 def _check_given(config: AnnotateConfig, sources: Sequence[str]) -> None:
@@ -351,12 +337,7 @@ def annotate(
     config = config or AnnotateConfig()
     if stills is not None:
         config = replace(config, stills=stills)
-    if executor not in ("local", "ray"):
-        raise UsageError(f"executor is local or ray, not {executor!r}")
-    if address is not None and executor != "ray":
-        raise UsageError("an address is of a Ray cluster: choose the executor ray with it")
-    if jobs is not None and jobs < (executor == "ray"):
-        raise UsageError(f"cannot run {jobs} jobs at the same time")
+    check_executor(executor, jobs, address)
     if not inputs:
         raise UsageError("nothing to annotate: give video files, folders of images or patterns")
     try:
@@ -386,36 +367,18 @@ def annotate(
     for words in remarks(networks):
         display.note(words)
     store = Artifacts(manifest.folder / "artifacts")
-    _sweep(store.root)
     graph = _Graph(ledger, store, config, networks, sheets=report)
-    pool = None
-    try:
-        count = jobs if jobs is not None else (0 if executor == "ray" else 1)
-        pool = make_executor(executor, store.root, jobs=count, address=address, log=ledger.log)
-        with _draining(display) as stopping:
-            first = graph.first_jobs(sources)
-            again = not retry_failed
-            end = drive(pool, store, first, graph.after, reuse_rejected=again, stopping=stopping, tick=ledger.tick)
-        ledger.commit()
-    except BaseException:
-        with suppress(OSError):  # a full disk may be what broke it
-            ledger.close("broken")
-        raise
-    finally:
-        if pool:
-            pool.close()
-        display.close()
-    if end.stopped:
-        ledger.close("stopped")
-        raise _why_stopped(end.stopped, ledger.log)
-    manifest.compact()
-    run = ledger.close("interrupted" if end.interrupted else "finished")
-    if not report or end.interrupted:
-        return run
-    try:
-        return replace(run, report=write_report(manifest.folder))
-    except LongtakeError as error:
-        raise MissingPart(str(error)) from error
+    return carry_out(
+        graph.first_jobs(sources),
+        graph.after,
+        ledger=ledger,
+        store=store,
+        executor=executor,
+        jobs=jobs,
+        address=address,
+        retry_failed=retry_failed,
+        report=report,
+    )
 
 
 @dataclass(kw_only=True)
@@ -642,57 +605,6 @@ class _Graph:
         self.ledger.add(row, place.name, f"{refused.reason}: {refused.message}" if refused else "")
 
 
-def _sweep(folder: Path) -> None:
-    """Remove depth files that killed processes left here unfinished."""
-    for path in folder.glob(".tmp-depth-*.zip"):
-        with suppress(OSError):  # another run was faster
-            if time.time() - path.stat().st_mtime > LEFT_OVER_S:
-                path.unlink()
-
-
 def _identity(known: Known | None) -> tuple[str, ...]:
     """What tells whether a given file is the same as before."""
     return () if known is None else (f"{known.path} {fingerprint(str(known.path))} {known.metric}",)
-
-
-def fingerprint(source: str) -> str:
-    """What tells whether a file has changed without reading it: path, sizes and times of last change.
-
-    For a folder or a pattern: of every file in it.
-    """
-    if os.path.isdir(source):
-        files = [entry.path for entry in os.scandir(source) if entry.is_file()]
-    else:
-        files = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
-    stats = [(file, os.stat(file)) for file in sorted(files)]
-    return digest([os.path.abspath(source), [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]])
-
-
-@contextmanager
-def _draining(display: Display) -> Iterator[Callable[[], bool]]:
-    """While open, the first Ctrl-C only asks to stop, the second interrupts; signals reach the main thread alone."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def on_signal(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        display.note("stopping: finishing what runs. Ctrl-C again stops at once; nothing on record is lost either way")
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _why_stopped(outcome: Outcome, log: Path) -> LongtakeError:
-    if outcome.status == "stopped":
-        return MissingPart(f"{outcome.message}. Make room and run the same command: it goes on where it stopped.")
-    return RunStopped(
-        f"Stopped: the same unexpected error in several clips, so it is not the clips. {outcome.message}. "
-        f"Tracebacks are in {log}. Once it is mended, the same command with --retry-failed goes on."
-    )
