@@ -316,16 +316,31 @@ class Map:
 
     def _take_depth_unit(self) -> None:
         """Scale the map to the known depths, where enough of what it has seen so far has one."""
+        _, ratio = self._depth_ratios()
+        if len(ratio) >= self.config.min_pose_inliers and not self.fixed:
+            scale = float(np.exp(np.median(ratio)))
+            self.points *= scale
+            self.pose[:, :3, 3] *= scale
+            self.in_depth_unit = True
+
+    def depth_wander(self) -> float:
+        """Range, from 5 to 95 % of the views, of the median log ratio of known depths to the map's; 0 without depths.
+
+        A zoom that is taken for a dolly shows here: the map's depths change where the known ones do not.
+        """
+        view, ratio = self._depth_ratios()
+        views = np.flatnonzero(np.bincount(view, minlength=self.obs.num_views) >= self.config.min_pose_inliers)
+        medians = [np.median(ratio[view == v]) for v in views]
+        return float(np.quantile(medians, 0.95) - np.quantile(medians, 0.05)) if medians else 0.0
+
+    def _depth_ratios(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """View and log of known depth by the map's own [n], of the inliers that have both."""
         obs = self.obs
         o = np.flatnonzero(self.inlier & self.registered[obs.view] & (obs.depth_weight > 0))
         v = obs.view[o]
         depth = (self.pose[v, 2, :3] * self.points[obs.track[o]]).sum(1) + self.pose[v, 2, 3]
         known = depth > 0
-        if known.sum() >= self.config.min_pose_inliers and not self.fixed:
-            scale = float(np.exp(np.median(obs.log_depth[o[known]] - np.log(depth[known]))))
-            self.points *= scale
-            self.pose[:, :3, 3] *= scale
-            self.in_depth_unit = True
+        return v[known], obs.log_depth[o[known]] - np.log(depth[known])
 
     def _directions(self, limit_px: float) -> None:
         """For cameras in one place: the mean direction of every track's rays, those left out that disagree."""

@@ -372,11 +372,14 @@ def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics
         varying = build(True)
         return build(False) if varying is None else varying
     shared = build(False)
-    if shared is not None and not _wants_zoom(shared, config):
+    wander = 0.0 if shared is None else shared.depth_wander()
+    if shared is not None and wander < config.depth.wander and not _wants_zoom(shared, config):
         return shared
     varying = build(True)
     if shared is None or varying is None:
         return shared if varying is None else varying
+    if wander > config.depth.wander and varying.depth_wander() < 0.5 * wander:
+        return varying
     # A zoom passes for a dolly near by, but not far away: what has no parallax decides
     explained = [_loosened(m, m.config.inlier_px).score() for m in (shared, varying)]
     return varying if explained[1] > config.zoom_evidence * explained[0] else shared

@@ -24,6 +24,7 @@ class DepthPriorConfig:
     independent: float = 30.0  # samples that the depth of one picture counts as at most
     focal_sigma: float = 0.05  # relative deviation of the focal lengths that networks say
     expected_zoom: float = 0.15  # range of their logs, smoothed, from which on they say that the camera zooms
+    wander: float = 0.1  # of a map's depths against those known that asks for focal lengths of their own
     scales_agree: float = 0.1  # difference of the logs of two measures of one scale
     min_points: int = 20  # of all, that a scale may come from
     min_agreeing: float = 0.7  # share of what was seen that cameras which came with the depth must explain

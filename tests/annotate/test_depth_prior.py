@@ -119,6 +119,16 @@ def test_a_dolly_zoom_is_neither_a_dolly_nor_a_zoom(tmp_path):
     assert position_error(track, cameras) < 0.02 and abs(metres(track, cameras) - 1) < 0.05
 
 
+def test_exact_depth_tells_zoom_from_dolly_but_not_the_focal_length(tmp_path):
+    path, cameras, k = clip(tmp_path, "dolly_zoom", 60)
+    exact = {"source": "given", "focal": None, "bend": 0.0, "relative_sigma": 0.01}
+    track = posed(track_of(path, depth=depth_clip(tmp_path, cameras, k, **exact)))
+    zoom, true_zoom = track.intrinsics[-1, 0] / track.intrinsics[0, 0], k[-1, 0] / k[0, 0]
+    assert track.intrinsics_mode == "per_frame" and abs(zoom / true_zoom - 1) < 0.03
+    assert position_error(track, cameras) < 0.02 and abs(metres(track, cameras) - 1) < 0.03
+    assert track.focal_status == "undetermined"  # along the axis, a wider lens and a wider scene look the same
+
+
 def test_a_network_says_the_focal_length_of_a_camera_that_stands_still(tmp_path):
     path, cameras, k = clip(tmp_path, "static", 20)
     track = posed(track_of(path, depth=depth_clip(tmp_path, cameras, k)))
