@@ -5,13 +5,10 @@ Networks are loaded once in each process that works on clips, and stay.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from ..annotate.depth import Precision, SingleBackend, moge2_backend, pi3x_backend, pi3x_frames
 from ..annotate.depth_clip import MEANING, DepthClip
@@ -20,6 +17,7 @@ from ..model import hub
 from ..model.intrinsics import MOGE2
 from ..model.networks import NETWORKS
 from .config import MissingPart, UsageError
+from .stages import keep_file
 
 if TYPE_CHECKING:
     import torch
@@ -180,15 +178,6 @@ def _memory(vram_gib: float | None, device: torch.device, *, beside: MoGe2 | Non
 def keep_depth(clip: DepthClip, out: Path, clip_id: str) -> dict[str, Any]:
     """Put the clip's depth file beside its other files below `out`; the columns of its row that tell of it."""
     uri = Path("sidecars") / clip_id / "depth.zip"
-    fresh = out / uri.parent / f".tmp-{uuid4().hex}"
-    fresh.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        try:
-            os.link(clip.path, fresh)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(clip.path, fresh)
-        fresh.replace(out / uri)
-    finally:
-        fresh.unlink(missing_ok=True)
+    keep_file(clip.path, out / uri)
     unit = "metres" if clip.metric else "a unit of its own, not that of c2w"
     return {"depth_uri": str(uri), "depth_encoding": f"zip of PNGs, from {clip.source}, in {unit}: {MEANING}"}

@@ -335,6 +335,20 @@ def _file_in(folder: Path | None, name: object) -> Path:
     return path
 
 
+def keep_file(file: Path, target: Path) -> None:
+    """Put a stored file at a place of its own, at once and without a second copy where the disk allows that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".tmp-{uuid4().hex}")
+    try:
+        try:
+            os.link(file, fresh)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file, fresh)
+        fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace a small text file at once: a reader sees the old text or the new, never a part."""
     temporary = path.with_name(f".tmp-{path.name}-{uuid4().hex}")
