@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ..dinov2 import Block, Mlp, Rotate
 from .config import Pi3XConfig
 
-# Maps are made for so many frames together. One frame's take 656 bytes a pixel of the picture on the way, several times
-# what all else takes for it, so they decide the memory of a window. One is also fastest on a CPU, whose caches it fits.
+# Maps are made for so many frames together. One frame's take 656 bytes a pixel of the picture on the way, about three
+# times what the transformers hold for it, so many at once would decide the memory of a window; one is no slower on a CPU.
 FRAMES_AT_ONCE = 1
 
 
