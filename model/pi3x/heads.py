@@ -10,7 +10,7 @@ from ..dinov2 import Block, Mlp, Rotate
 from .config import Pi3XConfig
 
 # Maps are made for so many frames together. One frame's take 656 bytes a pixel of the picture on the way, about three
-# times what the transformers hold for it, so many at once would decide the memory of a window; one is no slower on a CPU.
+# times what transformers hold for it, so many at once would decide the memory of a window. One is no slower on a CPU.
 FRAMES_AT_ONCE = 1
 
 
