@@ -454,7 +454,7 @@ def _measure_loop(
 
 
 def single_depths(
-    pictures: Iterable[NDArray[np.uint8]], backend: SingleBackend, *, batch: int = 8
+    pictures: Iterable[NDArray[np.uint8]], backend: SingleBackend, *, batch: int = 2
 ) -> Iterator[SingleDepth | Rejected]:
     """Each frame's own depth in order, computed `batch` at a time; a refusal ends the stream."""
     stream, first = iter(pictures), 0

@@ -54,7 +54,7 @@ class DepthStageConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: half on a GPU, float32 on a CPU
     vram_gib: float | None = None  # of the device, for the networks; None: what is free on a GPU, any on a CPU
     pixel_limit: int = 255_000  # of a depth map
-    batch: int = 8  # pictures that MoGe-2 sees at a time
+    batch: int = 2  # pictures that MoGe-2 sees at a time
     single_side: int = 1280  # that they are shrunk to: MoGe-2 makes them smaller still
     single_every_s: float = 0.5  # between the frames it sees where no other depth is asked for
     network_sigma: float = 0.05  # standard deviation of log depth that networks are taken to have where confident
