@@ -336,6 +336,76 @@ def render(
 
 
 @app.command
+def fit(
+    source: Path,
+    /,
+    *,
+    out: Path,
+    clip: str | None = None,
+    steps: int | None = None,
+    strategy: Literal["default", "mcmc"] | None = None,
+    max_gaussians: int | None = None,
+    max_side: int | None = None,
+    seed: int | None = None,
+    device: Annotated[str, Parameter(show_default=True)] = "cuda",
+    config: Path | None = None,
+    set: tuple[str, ...] = (),
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
+    """Train a scene of Gaussian splats on posed pictures, with gsplat on a GPU. The same command again goes on.
+
+    Every 8th picture is held out, and PSNR and SSIM are those of these pictures.
+
+    Parameters
+    ----------
+    source
+        A manifest's folder; or pictures with a COLMAP model or a transforms.json, whose points are started from.
+    out
+        The scene: .ply, .spz, .splat or .safetensors. Checkpoints and report.json go into the folder OUT.fit.
+    clip
+        The clip of the manifest; the beginning of its id is enough, and its only one needs none.
+    steps
+        Pictures trained on, one a step; 30000 without it.
+    strategy
+        How splats are added and taken away: default (as 3D Gaussian Splatting does), or mcmc, up to a number.
+    max_gaussians
+        That number; 1000000 without it.
+    max_side
+        Pixels of the longer side that pictures are shrunk to; 1600 without it.
+    seed
+        Of all that is random; 0 without it.
+    device
+        cuda or cuda:1.
+    config
+        TOML file with any part of the configuration.
+    set
+        One setting, such as fit.train.sh_degree=2; may be given again.
+    json
+        Print what the report says as JSON.
+    quiet
+        Show no progress.
+    """
+    from . import fit as pipeline
+
+    given: dict[str, object] = {
+        "train.steps": steps,
+        "train.strategy": strategy,
+        "train.max_gaussians": max_gaussians,
+        "train.seed": seed,
+        "max_side": max_side,
+    }
+    settings = {f"fit.{name}": value for name, value in given.items() if value is not None}
+    resolved = resolve(pipeline.Config, toml=config, sets=set, given=settings).fit
+    progress = pipeline.say_nothing if quiet else pipeline.say
+    facts = pipeline.fit_scene(source, out=out, config=resolved, clip=clip, device=device, progress=progress)
+    if json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+@app.command
 def demo(*, out: Path = Path("demo-out"), quiet: bool = False) -> int:
     """Render a short clip of a synthetic room with a zoom, annotate it, and score it against the truth.
 

@@ -33,7 +33,7 @@ def check_gpu(device: str) -> None:
         if CUDA_HOME is None:
             lacking.append("gsplat has to compile its kernels, and there is no CUDA toolkit: install it, set CUDA_HOME")
     if lacking:
-        raise MissingPart(f"splats are trained on an NVIDIA GPU with gsplat. {'. '.join(lacking)}")
+        raise MissingPart(f"splats are trained on an NVIDIA GPU with gsplat. {'; and '.join(lacking)}")
 
 
 def gsplat_rasterize(params: Params, camera: Camera, sh_degree: int) -> tuple[Tensor, Tensor, State]:
