@@ -18,6 +18,7 @@ from cyclopts import App, Parameter
 from ..errors import BadMedia, BadWeights, LongtakeError
 from .config import MissingPart, RunStopped, UsageError, resolve
 from .display import printable
+from .lift import lift, preview
 
 app = App(
     name="longtake",
@@ -29,6 +30,8 @@ manifest = App(name="manifest", help="Look into a manifest, check it, export it.
 app.command(manifest)
 weights = App(name="weights", help="The networks' weights: what there is, what is needed, get it, check it.")
 app.command(weights)
+app.command(lift)
+app.command(preview)
 
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 

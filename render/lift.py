@@ -146,7 +146,6 @@ def discs_of(frame: RgbdFrame, config: LiftConfig, shell: tuple[NDArray[np.float
         shell: centre [3] and radius of the sphere that pixels of the sky are put on; None: they are left out.
     """
     usable = usable_depth(frame, config)
-    height, width = usable.shape
     inverse = np.where(usable, 1 / np.where(usable, frame.depth, 1).astype(np.float64), 0.0)
     slope_u, slope_v, inverse = _planes(inverse, usable)
     sky = np.zeros_like(usable)
@@ -165,7 +164,7 @@ def discs_of(frame: RgbdFrame, config: LiftConfig, shell: tuple[NDArray[np.float
     axes, scales = _frames_of_reference(ray, depth, slopes / smooth[:, None], fx, fy, config)
     confidence = np.ones(len(u)) if frame.confidence is None else frame.confidence[v, u].astype(np.float64)
     return Discs(
-        pixel=v * width + u,
+        pixel=v * usable.shape[1] + u,
         points=(depth[:, None] * ray) @ pose[:3, :3].T + pose[:3, 3],
         axes=pose[:3, :3] @ axes,
         scales=scales,
@@ -268,7 +267,12 @@ def _planes(
 
 
 def _frames_of_reference(
-    ray: NDArray[np.float64], depth: NDArray[np.float64], slopes: NDArray[np.float64], fx: float, fy: float, config
+    ray: NDArray[np.float64],
+    depth: NDArray[np.float64],
+    slopes: NDArray[np.float64],
+    fx: float,
+    fy: float,
+    config: LiftConfig,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Axes [N, 3, 3] as columns, camera frame, and scales [N, 3] of discs of `size` pixels on their planes.
 
@@ -285,7 +289,9 @@ def _frames_of_reference(
     pixel = 1 / np.sqrt(fx * fy)
     most = _MAX_STRETCH * pixel
     size = config.size * depth
-    scales = np.stack([np.minimum(long_a, most), np.minimum(long_b, most), np.full(len(a), config.thickness * pixel)], 1)
+    scales = np.stack(
+        [np.minimum(long_a, most), np.minimum(long_b, most), np.full(len(a), config.thickness * pixel)], 1
+    )
     return np.stack([a, b, np.cross(a, b)], 2), scales * size[:, None]
 
 
