@@ -2,7 +2,8 @@
 
 The decoder looks one frame ahead in every convolution, so its published code decodes a clip at once, or in overlapping
 tiles whose seams are blended. Here every convolution keeps the two frames before, and gives a frame when the next has
-come: the result is that of the whole clip, whatever its length, in memory that does not depend on it.
+come: the result is that of the whole clip, whatever its length, in memory that does not depend on it. Chunks of frames
+go through `map`, which lets go of what it passes on; a generator would hold a chunk in every layer.
 
 Names in the state dict are the checkpoint's. Source: LTX-2, arXiv 2601.03233, and its published code.
 """
@@ -12,8 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -157,8 +159,9 @@ class Vae(nn.Module):
             raise ValueError(f"latents are {list(latents.shape)}: the decoder mirrors edges, which takes 2 x 2 or more")
         mean, std = (x.view(1, -1, 1, 1, 1) for x in (self.latents_mean, self.latents_std))
         dtype = self.decoder.conv_in.conv.weight.dtype
-        chunks = ((part.float() * std + mean).to(dtype) for part in latents.split(at_once, dim=2))
-        return (frames.float() for frames in self.decoder(chunks))
+        parts = latents.split(at_once, dim=2)
+        frames = self.decoder(map(lambda part: (part.float() * std + mean).to(dtype), parts))
+        return map(Tensor.float, frames)
 
 
 def pictures(frames: Tensor) -> Tensor:
@@ -179,10 +182,7 @@ class Encoder(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """[B, 3, 8 k + 1, H, W] -> [B, latent_channels + 1, k + 1, H / 32, W / 32]: means, then a log variance."""
-        x = _to_channels(video, (1, _PATCH, _PATCH))
-        # pixels of a patch lie by column, then row
-        x = x.unflatten(1, (3, _PATCH, _PATCH)).transpose(2, 3).flatten(1, 3)
-        x = self.conv_in(x)
+        x = self.conv_in(_to_patches(video))
         for block in self.down_blocks:
             x = block(x)
         return self.conv_out(_activated(self.mid_block(x)))
@@ -200,12 +200,10 @@ class Decoder(nn.Module):
         )
         self.conv_out = Conv(width >> 3, 3 * _PATCH**2, causal=causal, padding="reflect")
 
-    def forward(self, chunks: Chunks) -> Iterator[Tensor]:
+    def forward(self, chunks: Chunks) -> Chunks:
         """Chunks of latents -> chunks of frames."""
         chunks = _through((self.conv_in, self.mid_block, *self.up_blocks), chunks)
-        for x in self.conv_out.stream(_activated(x) for x in chunks):
-            x = x.unflatten(1, (3, _PATCH, _PATCH)).transpose(2, 3).flatten(1, 3)
-            yield _from_channels(x, (1, _PATCH, _PATCH))
+        return map(_from_patches, self.conv_out.stream(map(_activated, chunks)))
 
 
 class DownBlock(nn.Module):
@@ -275,13 +273,17 @@ class Upsampler(nn.Module):
         self.repeats = count // 2
         self.conv = Conv(width, width * count // 2, causal=causal, padding=padding)
 
-    def stream(self, chunks: Chunks) -> Iterator[Tensor]:
+    def stream(self, chunks: Chunks) -> Chunks:
         waiting = Waiting()
         cut = self.stride[0] - 1  # of the first frame's block only the last is a frame
-        for y in self.conv.stream(waiting.passing(chunks)):
+
+        def step(y: Tensor) -> Tensor:
+            nonlocal cut
             repeated = _from_channels(waiting.take(y.shape[2]), self.stride).repeat(1, self.repeats, 1, 1, 1)
-            yield (_from_channels(y, self.stride) + repeated)[:, :, cut:]
-            cut = 0
+            y, cut = (_from_channels(y, self.stride) + repeated)[:, :, cut:], 0
+            return y
+
+        return map(step, self.conv.stream(map(waiting.put, chunks)))
 
 
 class Resnet(nn.Module):
@@ -293,11 +295,10 @@ class Resnet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(_activated(self.conv1(_activated(x))))
 
-    def stream(self, chunks: Chunks) -> Iterator[Tensor]:
+    def stream(self, chunks: Chunks) -> Chunks:
         waiting = Waiting()
-        inner = self.conv1.stream(_activated(x) for x in waiting.passing(chunks))
-        for y in self.conv2.stream(_activated(x) for x in inner):
-            yield y + waiting.take(y.shape[2])
+        inner = self.conv1.stream(map(_activated, map(waiting.put, chunks)))
+        return map(lambda y: y + waiting.take(y.shape[2]), self.conv2.stream(map(_activated, inner)))
 
 
 class Conv(nn.Module):
@@ -313,18 +314,22 @@ class Conv(nn.Module):
         edges = [x[:, :, :1]] * before, [x[:, :, -1:]] * (2 - before)
         return self.conv(torch.cat([*edges[0], x, *edges[1]], 2))
 
-    def stream(self, chunks: Chunks) -> Iterator[Tensor]:
+    def stream(self, chunks: Chunks) -> Chunks:
         """As `forward`, a frame when all that it depends on have come."""
         last: Tensor | None = None  # two frames, which go before the next
-        for x in chunks:
+
+        def step(x: Tensor) -> Tensor | None:
+            nonlocal last
             before = [x[:, :, :1]] * (2 if self.causal else 1) if last is None else [last]
             x = torch.cat([*before, x], 2)
             last = x[:, :, -2:].clone()  # not a view, which would keep the chunk
-            if x.shape[2] > 2:
-                yield self.conv(x)
-            del x, before
-        if last is not None and not self.causal:
-            yield self.conv(torch.cat([last, last[:, :, -1:]], 2))
+            return self.conv(x) if x.shape[2] > 2 else None
+
+        def end() -> Iterator[Tensor]:
+            if last is not None and not self.causal:
+                yield self.conv(torch.cat([last, last[:, :, -1:]], 2))
+
+        return chain(filter(_some, map(step, chunks)), end())
 
 
 class Waiting:
@@ -333,16 +338,18 @@ class Waiting:
     def __init__(self) -> None:
         self.frames: Tensor | None = None
 
-    def passing(self, chunks: Chunks) -> Iterator[Tensor]:
-        for x in chunks:
-            self.frames = x if self.frames is None else torch.cat([self.frames, x], 2)
-            yield x
-            del x
+    def put(self, x: Tensor) -> Tensor:
+        self.frames = x if self.frames is None else torch.cat([self.frames, x], 2)
+        return x
 
     def take(self, count: int) -> Tensor:
         assert self.frames is not None
         taken, self.frames = self.frames[:, :, :count], self.frames[:, :, count:].clone()
         return taken
+
+
+def _some(x: Tensor | None) -> TypeGuard[Tensor]:
+    return x is not None
 
 
 def _through(layers: Iterable[nn.Module], chunks: Chunks) -> Chunks:
@@ -368,3 +375,13 @@ def _from_channels(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """The inverse of `_to_channels`."""
     x = x.unflatten(1, (-1, *stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _to_patches(video: Tensor) -> Tensor:
+    """[B, 3, T, H, W] -> [B, 48, T, H / 4, W / 4], a patch's pixels by column, then row."""
+    return _to_channels(video, (1, _PATCH, _PATCH)).unflatten(1, (3, _PATCH, _PATCH)).transpose(2, 3).flatten(1, 3)
+
+
+def _from_patches(x: Tensor) -> Tensor:
+    """The inverse of `_to_patches`."""
+    return _from_channels(x.unflatten(1, (3, _PATCH, _PATCH)).transpose(2, 3).flatten(1, 3), (1, _PATCH, _PATCH))
