@@ -1,0 +1,130 @@
+"""What a video will take, before anything is downloaded or loaded: room on the disk, memory, arithmetic.
+
+Counted from the networks' sizes. Activations are those that the code was measured to hold at once (see
+`tensor_memory`), in parts of the tensors that they are proportional to; a GPU's context and libraries come on top.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..hub import record
+from ..networks import networks
+from .camera import STRIDE, snap_frames
+from .config import SANA_WM, SanaWMConfig
+from .generate import Settings
+from .network import SanaWM
+from .text import TOKENS
+from .vae import LTX2_VAE, SPACE, Vae, VaeConfig
+
+GEMMA_PARAMETERS = 2_614_341_888
+GEMMA_ACTIVATION_BYTES = 200_000_000  # of some 560 tokens, most of it the prompt's instruction
+# Of the network's peak: numbers of the network's width that a token holds, in bytes by those of a weight, and what it
+# holds besides (its ray's matrices and rotations).
+TOKEN_BYTES = {2: 50.2, 4: 64.2}
+RAY_BYTES = 1600
+DECODER_CHUNKS = 15  # tensors of one latent frame's pixels at the decoder's last width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes are of the networks and their activations; parts are used one after the other."""
+
+    frames: int
+    latent_frames: int
+    tokens: int  # of one pass of the network
+    passes: int  # of the network
+    download_bytes: int  # weights that are not here yet; of some only rounded sizes are known
+    memory_bytes: Mapping[str, int]  # at the peak of text, encode, sample and decode
+    latents_bytes: int  # what is kept of the video between sample and decode
+    flops: Mapping[str, float]  # of sample and decode, two for a multiplication with its addition
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.memory_bytes.values())
+
+    def seconds(self, flops_per_s: float) -> float:
+        """How long the arithmetic takes at least, at the rate that a machine multiplies matrices with."""
+        return sum(self.flops.values()) / flops_per_s
+
+
+def plan(
+    settings: Settings,
+    *,
+    path_frames: int,
+    dtype: torch.dtype = torch.bfloat16,
+    net: SanaWMConfig = SANA_WM,
+    vae: VaeConfig = LTX2_VAE,
+) -> Plan:
+    """What a video takes on a path of so many frames, with networks in `dtype`. Nothing is downloaded or loaded."""
+    size = dtype.itemsize
+    frames = snap_frames(min(settings.frames, path_frames), most=path_frames)
+    latent_frames = (frames - 1) // STRIDE + 1
+    rows, cols = settings.height // SPACE, settings.width // SPACE
+    tokens = latent_frames * rows * cols
+    passes = settings.steps * (1 if settings.guidance == 1 else 2)
+    with torch.device("meta"):
+        net_bytes, vae_bytes = (sum(p.numel() for p in x.parameters()) * size for x in (SanaWM(net), Vae(vae)))
+    last_chunk = STRIDE * (SPACE // 4) ** 2 * rows * cols * vae.decoder_widths[0] // 2 * size
+    return Plan(
+        frames=frames,
+        latent_frames=latent_frames,
+        tokens=tokens,
+        passes=passes,
+        download_bytes=sum(part.num_bytes for part in networks(["generate"]) if record(part) is None),
+        memory_bytes={
+            "text": GEMMA_PARAMETERS * size + GEMMA_ACTIVATION_BYTES,
+            "encode": vae_bytes + last_chunk,
+            "sample": net_bytes + round(tokens * (TOKEN_BYTES[size] * net.width + RAY_BYTES)),
+            "decode": vae_bytes + DECODER_CHUNKS * last_chunk,
+        },
+        latents_bytes=4 * net.latent_channels * tokens,
+        flops={
+            "sample": passes * pass_flops(net, tokens),
+            "decode": latent_frames * decoder_flops(vae, rows, cols),
+        },
+    )
+
+
+def pass_flops(net: SanaWMConfig, tokens: int) -> float:
+    """Of one pass of the network, without what grows with neither the square of its width nor that of its tokens."""
+    c = net.width
+    softmax = len(net.softmax_blocks)
+    linear = (
+        9 * c * c + 2 * c * c + 3 * c * net.ffn_width + 3 * c * c
+    )  # self-attention, that to the text, MLP, its time
+    rays = net.plucker_blocks * c * c
+    words = 2 * TOKENS * c
+    # two branches: every token with every token; or each with a memory, thrice, in two directions
+    attention = softmax * 4 * tokens * c + (net.depth - softmax) * 12 * c * net.head_dim
+    return 2.0 * tokens * (net.depth * (linear + words) + rays + attention)
+
+
+def decoder_flops(vae: VaeConfig, rows: int, cols: int) -> float:
+    """Of decoding one latent frame."""
+    width, layers = vae.decoder_widths[-1], vae.decoder_layers[::-1]
+    pixels = rows * cols
+    work = pixels * width * (vae.latent_channels + 2 * layers[0] * width)
+    for i in range(3):
+        w = width >> i
+        work += pixels * w * 4 * w  # to eight times as many pixels, half as wide
+        pixels *= 8
+        work += pixels * 2 * layers[i + 1] * (w // 2) ** 2
+    work += pixels * (width >> 3) * 48
+    return 2.0 * 27 * work
+
+
+def matmul_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
+    """The rate at which a machine multiplies matrices, measured; the best of three."""
+    side = 8192 if torch.device(device).type == "cuda" else 1024
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        begun = time.perf_counter()
+        (a @ a).sum().item()  # waits for the device
+        best = min(best, time.perf_counter() - begun)
+    return 2.0 * side**3 / best
