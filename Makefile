@@ -1,4 +1,4 @@
-# make demo   install, then render, annotate and score a short synthetic clip
+# make demo   install, then render a clip of a synthetic scene, annotate and score it, fly through its first frame
 # make test   install, then lint, types and tests
 # make clean  forget the installation
 PYTHON ?= python3
@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints-cpu.txt
 SHELL := /bin/bash
+# the rasteriser is C++, compiled on first use: where the machine has no compiler one comes with pip
+COMPILER := $(shell command -v c++ g++ clang++ >/dev/null || echo '[compiler]')
 
 .PHONY: demo test browser clean
 
@@ -34,7 +36,7 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longtake needs Python 3.11: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python has no venv: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.$(COMPILER)'
 	@touch $@
 
 clean:

@@ -410,7 +410,7 @@ def fit(
 
 @app.command
 def demo(*, out: Path = Path("demo-out"), quiet: bool = False) -> int:
-    """Render a short clip of a synthetic room with a zoom, annotate it, and score it against the truth.
+    """Render a clip of a synthetic scene with a zoom, annotate it, score it by the truth, fly through its first frame.
 
     Parameters
     ----------
