@@ -178,9 +178,10 @@ def _read_clip(manifest: Path, name: str | None, config: SceneConfig) -> tuple[V
     info = probe(_beside(manifest, clip.uri))
     if info.sha256 != row["sha256"]:
         raise BadMedia("source_changed", f"{info.path}: is not the file that clip {clip.clip_id} was made from")
-    crop = tuple(row["crop"]) if row["crop"] is not None else (0, 0, info.width, info.height)
+    x, y, w, h = map(int, row["crop"]) if row["crop"] is not None else (0, 0, info.width, info.height)
+    crop = x, y, w, h
     posed = np.flatnonzero(clip.pose_valid)
-    bent = (*clip.distortion, 0.0, 0.0)[:2]
+    bent = clip.distortion or (0.0, 0.0)
     images, intrinsics, kept = [], [], []
     for frame, rgb in pictures(info, only=clip.frame_start + posed, crop=crop, max_side=config.max_side):
         i = frame - clip.frame_start

@@ -160,8 +160,8 @@ def depth_points(views: Views, maps: Iterable[tuple[int, NDArray]], *, count: in
     if not known:
         raise BadMedia("no_depth", "not one of the depth maps has a depth: leave depth out, or give other maps")
     parts = []
-    for i, depth, pixels in known:
-        chosen = rng.choice(pixels, min(-(-count // len(known)), len(pixels)), replace=False)
+    for (i, depth, pixels), share in zip(known, np.array_split(np.arange(count), len(known)), strict=True):
+        chosen = rng.choice(pixels, min(len(share), len(pixels)), replace=False)
         v, u = np.divmod(chosen, depth.shape[1])
         height, width = views.pictures[i].shape[:2]
         xy = (np.column_stack([u, v]) + 0.5) * [width / depth.shape[1], height / depth.shape[0]] - 0.5
