@@ -48,7 +48,7 @@ def fill_holes(picture: Rendered, *, max_px: int) -> Enhanced:
     alpha = picture.alpha
     hole = (alpha < HOLE).view(np.uint8)
     wide = cv2.morphologyEx(hole, cv2.MORPH_OPEN, np.ones((max_px + 1, max_px + 1), np.uint8))
-    thin = hole & ~wide & 1
+    thin = hole * (1 - wide)
     rim = cv2.dilate(thin, np.ones((2 * _RIM + 1, 2 * _RIM + 1), np.uint8)).view(np.bool_)
     rows, columns = np.nonzero(rim & (wide == 0) & (alpha < OPAQUE))
     h, w = alpha.shape
