@@ -187,6 +187,7 @@ def _clip(row: Row, pictures: Sequence[tuple[int, bytes]]) -> str:
         parts.append(_contact_sheet(row, pictures))
     if has_track:
         parts.append(_series(row))
+    parts.append(_path_checks(row))
     parts.append(_verdict(row))
     parts.append(_provenance(row))
     return "".join(parts) + "</section>"
@@ -202,6 +203,10 @@ def _facts(row: Row) -> str:
         ("rate", f"{number(rate, 4)} frames/s{', variable' if row['is_vfr'] else ''}" if rate else None),
         ("stream", ", ".join(filter(None, (row["codec"], row["pix_fmt"], row["container"])))),
         ("camera", row["motion_class"]),
+        ("camera path", f"{_words(row['path_family'])}, seed {row['seed']}" if row["path_family"] else None),
+        ("places shown twice", _count(len(row["revisit_pairs"]) // 2, "pair") if _has(row["revisit_pairs"]) else None),
+        ("opaque", f"{100 * row['render_coverage']:.1f} % of pixels" if row["render_coverage"] is not None else None),
+        ("holes", f"{100 * row['hole_ratio']:.2f} % of pixels" if row["hole_ratio"] is not None else None),
         ("focal length", focal),
         ("field of view", _range(row, "fov_x") and f"{_range(row, 'fov_x')} × {_range(row, 'fov_y')}"),
         ("distortion", _distortion(row)),
@@ -292,7 +297,8 @@ def _contact_sheet(row: Row, pictures: Sequence[tuple[int, bytes]]) -> str:
         data = base64.b64encode(jpeg).decode("ascii")
         picture = f'<img alt="frame {frame}" src="data:image/jpeg;base64,{data}">'
         cells.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    return f'<h3>Frames and feature tracks</h3><div class="sheet">{"".join(cells)}</div>'
+    head = "Frames" if row["origin"] == "rendered" else "Frames and feature tracks"
+    return f'<h3>{head}</h3><div class="sheet">{"".join(cells)}</div>'
 
 
 def _series(row: Row) -> str:
@@ -389,6 +395,23 @@ def _verdict(row: Row) -> str:
     )
 
 
+def _path_checks(row: Row) -> str:
+    """Of a rendered clip: what was measured of its path and film, each value beside the limit that it keeps."""
+    if not row["path_checks"]:
+        return ""
+    body = []
+    for name, check in json.loads(row["path_checks"]).items():
+        sign = "≤" if check["bound"] == "at_most" else "≥"
+        limit = "∞" if check["limit"] is None else number(check["limit"])
+        cells = (escape(_words(name)), "∞" if check["value"] is None else number(check["value"]), f"{sign} {limit}")
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{h}</th>" for h in ("check", "value", "limit"))
+    return (
+        f"<details><summary>Checks of the path and the film: {len(body)} passed</summary>"
+        f'<table class="checks"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></details>'
+    )
+
+
 def _provenance(row: Row) -> str:
     crop, scale = row["crop"], " from ".join(filter(None, (row["scale_kind"], row["scale_source"])))
     items = [
@@ -406,6 +429,11 @@ def _provenance(row: Row) -> str:
         ("networks", _pairs(row["model_revisions"], lambda v: str(v))),
         ("networks’ licences", _pairs(row["model_licenses"], lambda v: str(v))),
         ("engine", _pairs(row["track_stats"], lambda v: number(v, 4))),
+        (
+            "drawn from the seed",
+            _pairs(row["path_parameters"], lambda v: number(v) if isinstance(v, float) else str(v)),
+        ),
+        ("scene and rasteriser", _pairs(row["render_stats"], lambda v: number(v) if isinstance(v, float) else str(v))),
     ]
     facts = "".join(f"<div><dt>{n}</dt><dd><bdi>{escape(v)}</bdi></dd></div>" for n, v in items if v)
     timings = json.loads(row["timings_s"] or "{}")
@@ -422,7 +450,8 @@ def _conventions() -> str:
 
 
 def _title(row: Row) -> str:
-    return row["source_uri"].rstrip("/").rsplit("/", 1)[-1] or row["source_uri"]
+    name = row["source_uri"].rstrip("/").rsplit("/", 1)[-1] or row["source_uri"]
+    return f"{name}: {_words(row['path_family'])} {row['seed']}" if row["path_family"] else name
 
 
 def _span(row: Row) -> str:
@@ -470,6 +499,10 @@ def _pairs(text: str | None, words: Callable[[Any], str]) -> str:
 def _timing_bars(timings: Mapping[str, float]) -> str:
     ordered = sorted(timings.items(), key=lambda item: -item[1])
     return bars([(_words(name), value, _duration(value)) for name, value in ordered])
+
+
+def _has(values: Sequence[Any] | None) -> bool:
+    return values is not None and len(values) > 0
 
 
 def _list(values: Sequence[str] | None) -> Sequence[str]:
