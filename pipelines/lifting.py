@@ -256,7 +256,7 @@ def _source(
     remarks: tuple[str, ...] = (),
 ) -> Source:
     """Frames that have depth, a pose and intrinsics; arrays have a row for each of `depth.frame_index`."""
-    posed = np.isfinite(world_from_cam).all((1, 2)) & np.isfinite(intrinsics).all(1)
+    posed = np.asarray(np.isfinite(world_from_cam).all((1, 2)) & np.isfinite(intrinsics).all(1))
     row_of = {int(f): row for row, f in enumerate(depth.frame_index) if posed[row]}
     if inputs.frame is not None:
         if inputs.frame not in row_of:

@@ -78,6 +78,10 @@ class RgbdFrame:
             extra = getattr(self, what)
             if extra is not None and np.shape(extra) != shape:
                 raise LongtakeError(f"{self.name}: {what} is {list(np.shape(extra))}, but depth {list(shape)}")
+            if what != "confidence" and extra is not None and extra.dtype != bool:
+                raise LongtakeError(
+                    f"{self.name}: {what} has dtype {extra.dtype}: a mask is boolean, True: it is {what}"
+                )
         k, pose = np.asarray(self.intrinsics), np.asarray(self.world_from_cam)
         if k.shape != (4,) or not np.isfinite(k).all() or (k[:2] <= 0).any():
             raise LongtakeError(f"{self.name}: intrinsics {k} are not fx, fy, cx, cy with positive focal lengths")
@@ -150,7 +154,7 @@ def discs_of(frame: RgbdFrame, config: LiftConfig, shell: tuple[NDArray[np.float
     slope_u, slope_v, inverse = _planes(inverse, usable)
     sky = np.zeros_like(usable)
     if shell is not None and frame.sky is not None:
-        sky = np.asarray(frame.sky, bool) & ~(frame.moving if frame.moving is not None else False)
+        sky = frame.sky if frame.moving is None else frame.sky & ~frame.moving
     v, u = np.nonzero(usable | sky)
     fx, fy, cx, cy = np.asarray(frame.intrinsics, np.float64)
     ray = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(len(u))], 1)  # [N, 3] of depth 1
@@ -181,7 +185,7 @@ def usable_depth(frame: RgbdFrame, config: LiftConfig) -> NDArray[np.bool_]:
         usable &= frame.confidence >= config.min_confidence
     for mask in (frame.sky, frame.moving):
         if mask is not None:
-            usable &= ~np.asarray(mask, bool)
+            usable &= ~mask
     log = np.log(np.where(usable, frame.depth, 1).astype(np.float64))
     edge = np.zeros_like(usable)
     for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
@@ -249,7 +253,8 @@ def _planes(
     side = (2 * _REACH + 1, 2 * _REACH + 1)
 
     def total(x: NDArray) -> NDArray[np.float64]:
-        return np.asarray(cv2.boxFilter(x, cv2.CV_64F, side, normalize=False, borderType=cv2.BORDER_CONSTANT))
+        box = cv2.boxFilter(x, cv2.CV_64F, side, normalize=False, borderType=cv2.BORDER_CONSTANT)
+        return np.asarray(box, np.float64)
 
     n, w = total(m), total(m * inverse)
     su, sv, wu, wv = total(m * u), total(m * v), total(m * inverse * u), total(m * inverse * v)
@@ -332,7 +337,8 @@ class Fusion:
     """A model that grows frame by frame. Memory goes with the model, not with the number of frames."""
 
     def __init__(self, config: LiftConfig | None = None, *, backend: Backend = "auto") -> None:
-        self.config, self.backend = config or LiftConfig(), backend
+        self.config = config or LiftConfig()
+        self.backend: Backend = backend
         self.pixels = self.shown_already = self.frames = 0
         self.without_depth: list[str] = []
         self._shell: tuple[NDArray[np.float64], float] | None = None

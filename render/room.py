@@ -227,7 +227,7 @@ def room_depth(
     fx, fy, cx, cy = (float(v) for v in intrinsics)
     k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     with np.errstate(divide="ignore"):
-        return 1 / _visible(room.faces, world_from_cam, k, width, height)[0]
+        return np.float32(1) / _visible(room.faces, world_from_cam, k, width, height)[0]
 
 
 def box_faces(rng: np.random.Generator, size: tuple[float, float, float]) -> tuple[Face, ...]:

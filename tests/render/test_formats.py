@@ -193,7 +193,7 @@ def test_properties_of_a_ply_may_stand_in_any_order_and_type(tmp_path):
         other[name] = rows[name]
     kinds = {"f4": "float", "f8": "double", "i2": "short"}
     lines = ["ply", "format binary_big_endian 1.0", "comment by hand", "element vertex 10"]
-    lines += [f"property {kinds[shuffled[name].str[1:]]} {name}" for name in shuffled.names]
+    lines += [f"property {kinds[shuffled[name].str[1:]]} {name}" for name in shuffled.names or ()]
     (tmp_path / "b").write_bytes("\n".join([*lines, "end_header\n"]).encode() + other.tobytes())
     check_close(read_scene(tmp_path / "b").gaussians, g, **EXACT)
 
@@ -288,6 +288,7 @@ def webp(pixels: NDArray, width: int, height: int) -> bytes:
     bgra = image.reshape(height, width, 4)[..., [2, 1, 0, 3]]
     data = cv2.imencode(".webp", bgra, [cv2.IMWRITE_WEBP_QUALITY, 101])[1]
     decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    assert decoded is not None
     assert (decoded[..., :3] == bgra[..., :3]).all(), "this encoder keeps colours only where alpha is not 0"
     return data.tobytes()
 
@@ -375,7 +376,9 @@ def test_sog_version_1_with_harmonics(tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     g = read_scene(tmp_path).gaussians
     assert g.sh_degree == 2
-    codes = cv2.imread(str(tmp_path / "scales.webp"), cv2.IMREAD_UNCHANGED)[..., 2::-1].reshape(-1, 3)[: len(g)]
+    picture = cv2.imread(str(tmp_path / "scales.webp"), cv2.IMREAD_UNCHANGED)
+    assert picture is not None
+    codes = picture[..., 2::-1].reshape(-1, 3)[: len(g)]
     np.testing.assert_allclose(np.log(g.scales), np.array([-6, -5, -4]) + codes / 255 * 6, atol=1e-5)
     logits = -4 + 10 * want.opacities.astype(np.float64)
     np.testing.assert_allclose(g.opacities, 1 / (1 + np.exp(-logits)), atol=1e-5)
@@ -387,7 +390,9 @@ def test_sog_version_1_with_harmonics(tmp_path):
 def test_lossless_webp_with_alpha_decodes_to_the_byte():
     image = np.random.default_rng(0).integers(1, 256, (40, 24, 4)).astype(np.uint8)
     data = webp(image.reshape(-1, 4), 24, 40)
-    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), -1)[..., [2, 1, 0, 3]], image)
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), -1)
+    assert decoded is not None
+    np.testing.assert_array_equal(decoded[..., [2, 1, 0, 3]], image)
 
 
 # --- real files ------------------------------------------------------------------------------------------------------
