@@ -34,7 +34,7 @@ from longtake.render.gaussians import Gaussians
 from longtake.render.lift import Fusion, LiftConfig, RgbdFrame, discs_of, fly, lift_frame, register_depth
 from longtake.render.room import Room, camera_path, render_room, room_depth
 
-NEAR = {"sevenscenes_handheld": (-20, -10, 10, 20), "tum_fr3_cabinet_keyframes": (-2, -1, 1, 2)}  # held out, by offset
+NEAR = {"sevenscenes_handheld": (10, 20), "tum_fr3_cabinet_keyframes": (1, 2)}  # held-out frames, from the lifted one
 COLOUR_FROM_DEPTH_M = (-0.025, 0.0, 0.0)  # sevenscenes: a Kinect's two cameras stand about 2.5 cm apart
 VOXEL_M = 0.01  # of the TSDF
 

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from .config import UsageError
 
 FRAMES = 24  # that a scene is lifted from, unless said otherwise
-SUFFIXES = (".ply", ".spz", ".splat", ".safetensors")
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 
 
@@ -69,12 +68,12 @@ def lift(
         Show no progress.
     """
     from ..render.lift import LiftConfig
-    from ..render.scene import write_scene
+    from ..render.scene import WRITERS, write_scene
     from .cli import _print_facts, _print_json
     from .lifting import lift_source, open_source
 
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out {out}: a scene is one of {', '.join(SUFFIXES)}")
+    if out.suffix.lower() not in WRITERS:
+        raise UsageError(f"--out {out}: a scene is one of {', '.join(WRITERS)}")
     start = time.perf_counter()
     given = _inputs(clip, depth, poses, intrinsics, network, device, frame, sky)
     with open_source(source, given) as opened:
