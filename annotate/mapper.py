@@ -474,7 +474,13 @@ class Map:
                 obs_log_depth=obs.log_depth[o] if deep else None,
                 obs_depth_weight=obs.depth_weight[o] if deep else None,
             ),
-            BundleConfig(max_iterations=iterations, loss="cauchy", loss_px=loss_px * self.px, cost_tolerance=tolerance),
+            BundleConfig(
+                max_iterations=iterations,
+                loss="cauchy",
+                loss_px=loss_px * self.px,
+                depth_loss=3 * loss_px,  # wide while the map grows: what it still gets wrong is more than noise
+                cost_tolerance=tolerance,
+            ),
             free_intrinsics=frozenset(names),
             tied_intrinsics=frozenset(names - {"f"}) if not shared else frozenset(),
             fixed_views=fixed,
