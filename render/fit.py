@@ -167,6 +167,8 @@ class Training:
         self.train, self.held_out = split(len(views), config.hold_out_every)
         if not len(self.train):
             raise LongtakeError(f"of {len(views)} views every one is held out: give more, or hold_out_every=0")
+        if config.strategy == "mcmc" and len(points) > config.max_gaussians:
+            raise LongtakeError(f"max_gaussians is {config.max_gaussians}, and there are {len(points)} first points")
         self.centre = views.centre
         self.size = max(views.reach, float(np.median(np.linalg.norm(points.xyz - self.centre, axis=1))))
         self.cameras = [self._camera(i) for i in range(len(views))]

@@ -345,6 +345,8 @@ def test_training_that_diverges_or_has_nothing_left_is_told(scene):
     )
     with pytest.raises(LongtakeError, match=r"of 1 views every one is held out"):
         run((one, points))
+    with pytest.raises(LongtakeError, match=r"max_gaussians is 59, and there are 60 first points"):
+        run(scene, replace(SHORT, strategy="mcmc", max_gaussians=59))
 
 
 @pytest.mark.parametrize(
