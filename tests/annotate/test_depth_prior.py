@@ -131,7 +131,9 @@ def test_exact_depth_tells_zoom_from_dolly_but_not_the_focal_length(tmp_path):
 
 def test_a_network_says_the_focal_length_of_a_camera_that_stands_still(tmp_path):
     path, cameras, k = clip(tmp_path, "static", 20)
-    track = posed(track_of(path, depth=depth_clip(tmp_path, cameras, k)))
+    depth = replace(depth_clip(tmp_path, cameras, k), flags=("shorter_depth_windows",))
+    track = posed(track_of(path, depth=depth))
+    assert "shorter_depth_windows" in track.flags
     assert (track.motion_class, track.focal_status, track.scale_kind) == ("static", "predicted", "metric")
     assert focal_error(track, k) == pytest.approx(0.02, abs=1e-3) and "focal_undetermined" in track.flags
 

@@ -359,7 +359,7 @@ def test_what_memory_asked_for_is_said(tmp_path, tracker, monkeypatch):
     monkeypatch.setattr(pipeline, "load_backends", lambda names, config: Backends(window=sees_a_wall(most=4)))
     run = annotated(write_video(tmp_path / "v.mp4"), out=tmp_path / "m", engine="pi3x")
     row = only_row(run.out)
-    assert "shorter_depth_windows" in row["flags"] and row["scale_source"] is None
+    assert tracker.depth[-1].flags == ("shorter_depth_windows",) and row["scale_source"] is None
     assert "a unit of its own, not that of c2w" in row["depth_encoding"]
     monkeypatch.setattr(pipeline, "load_backends", lambda names, config: Backends(window=sees_a_wall(most=1)))
     row = only_row(annotated(write_video(tmp_path / "w.mp4", 1), out=tmp_path / "n", engine="pi3x").out)
