@@ -159,7 +159,9 @@ def test_a_clip_of_a_manifest_becomes_a_scene(recording, posed, longtake, tmp_pa
     np.testing.assert_allclose(frame.intrinsics, [fx / 2, fy / 2, (cx - 0.5) / 2, (cy - 4.5) / 2], rtol=1e-5)
     np.testing.assert_allclose(frame.world_from_cam, np.load(recording / "poses.npy")[2], atol=1e-5)
     np.testing.assert_allclose(frame.depth, np.load(recording / "exact2.npy")[4:-4:2, ::2], rtol=1e-3)
-    whole = cv2.imread(str(recording / "pictures" / "000002.png"))[4:-4, :, ::-1]
+    whole = cv2.imread(str(recording / "pictures" / "000002.png"))
+    assert whole is not None
+    whole = whole[4:-4, :, ::-1]
     np.testing.assert_array_equal(frame.rgb, cv2.resize(whole, (W // 2, H // 2 - 4), interpolation=cv2.INTER_AREA))
 
 

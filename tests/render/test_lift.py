@@ -203,7 +203,7 @@ def test_two_views_are_not_counted_twice(walk):
     alone, both = lift([first]), lift([first, other])
     (flown,) = fly(lift_frame(first), other.world_from_cam[None], other.intrinsics, W, H)
     unseen = flown.hole_share * W * H
-    assert 0.7 * unseen < both.pixels - both.shown_already - alone.pixels < 1.6 * unseen  # little but what is new is added
+    assert 0.7 * unseen < both.pixels - both.shown_already - alone.pixels < 1.6 * unseen  # hardly more
     (seen,) = fly(both.gaussians, other.world_from_cam[None], other.intrinsics, W, H, hole_rgb=PLAIN)
     assert seen.hole_share < 0.05 < flown.hole_share
     assert psnr(seen.rgb, other.rgb, (seen.rgb != PLAIN).any(-1)) > 24
