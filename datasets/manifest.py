@@ -280,7 +280,7 @@ class Manifest:
                 seen.add(row["clip_id"])
                 if found := row_problem(row) or principal_point_outside(row):
                     problems.append(f"{where}: {found}")
-                for name in ("uri", "first_frame_uri", "depth_uri", "mask_uri", "splat_uri"):
+                for name in ("uri", "first_frame_uri", "depth_uri", "mask_uri", "splat_uri", "plan_uri", "latents_uri"):
                     if row[name] is not None and not (self.folder / row[name]).exists():
                         problems.append(f"{where}: {name} {row[name]} does not exist")
         listed = {part.name for part in snapshot.parts}

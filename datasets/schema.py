@@ -11,7 +11,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..records import Rejected, Shot, Track, VideoInfo
 from .filters import camera_values
 
-SCHEMA_ID = "longtake.clips/1.2"
+SCHEMA_ID = "longtake.clips/1.3"
 CONVENTIONS = {
     "pose": "c2w = world_from_cam, OpenCV camera axes (x right, y down, z forward), row-major 3x4 a frame; NaN where "
     "pose_valid is false",
@@ -243,6 +243,10 @@ SCHEMA = pa.schema(
         _f("prompt", TEXT, "text prompt"),
         _f("parent_clip_id", TEXT, "the clip whose first frame or path was used"),
         _f("generation_config", TEXT, "JSON: the generator's settings"),
+        _f("negative_prompt", TEXT, "what the generator was led away from"),
+        _f("generation_stats", TEXT, "JSON: what the generator says of its work: passes, memory, remarks"),
+        _f("plan_uri", TEXT, "drawing of the path that was asked for"),
+        _f("latents_uri", TEXT, "safetensors: latent frames, and the camera that they were asked to show"),
         # provenance
         _f("error_stage", TEXT, "the stage that failed"),
         _f("error", TEXT, "what went wrong, in words"),
@@ -419,6 +423,85 @@ def render_row(
         row |= _video_columns(video, None) | {"uri": uri, "boundary": "start", "num_cuts": 0}
     if track is not None:
         row |= _camera_columns(track)
+    row |= _quality_columns(quality or {}, frames or {}, row["num_frames"])
+    return row | (_failure_columns(rejected) if rejected is not None else {})
+
+
+def generated_clip_id(asked: str) -> str:
+    """uuid5 of all that a generated clip was asked to be, given as its hash."""
+    return str(uuid.uuid5(_CLIP_NAMESPACE, f"generated asked:{asked}"))
+
+
+def generate_row(
+    *,
+    id: str,
+    source: str,
+    source_sha256: str | None,
+    provenance: Provenance,
+    config: Mapping[str, Any],
+    seed: int,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    parent: str | None = None,
+    group_id: str | None = None,
+    split: str | None = None,
+    action_dsl: str | None = None,
+    action_keys: Sequence[str] | None = None,
+    video: VideoInfo | None = None,
+    uri: str | None = None,
+    track: Track | None = None,
+    rejected: Rejected | None = None,
+    stats: Mapping[str, Any] | None = None,
+    quality: Mapping[str, float | None] | None = None,
+    frames: Mapping[str, NDArray] | None = None,
+    source_dataset: str | None = None,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """The row of one generated clip, or of one that failed (`rejected`).
+
+    It belongs to the group, and the split, of the clip whose first frame it begins with.
+
+    Args:
+        id: by `generated_clip_id`.
+        source: the first picture's file, or the recording that it is from.
+        config: the generator's settings, without the seed.
+        parent: the clip whose first frame was used.
+        group_id: the parent's; None for a picture of its own, whose hash stands for it.
+        action_keys: held before each frame.
+        video: the clip, whole, and `uri`: where it lies.
+        track: the camera that was asked for; nothing in it is estimated.
+        stats: what the generator says of its work.
+        quality, frames: as for `annotate_row`.
+
+    Raises:
+        ValueError: neither a camera with its video nor a refusal, or an unknown number.
+    """
+    if (track is None) == (rejected is None) or (track is not None and (video is None or uri is None)):
+        raise ValueError("a row needs either a camera and its video or the reason why there is none")
+    row = _identity_columns(
+        origin="generated",
+        source=source,
+        sha256=source_sha256,
+        provenance=provenance,
+        source_dataset=source_dataset,
+        license=license,
+    )
+    row |= {
+        "clip_id": id,
+        "group_id": group_id or source_sha256,
+        "split": split,
+        "parent_clip_id": parent,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "generation_config": _json(config),
+        "generation_stats": _json(stats) if stats is not None else None,
+        "action_dsl": action_dsl,
+    }
+    if video is not None:
+        row |= _video_columns(video, None) | {"uri": uri, "boundary": "start"}
+    if track is not None:
+        row |= _camera_columns(track) | {"action_keys": list(action_keys) if action_keys else None}
     row |= _quality_columns(quality or {}, frames or {}, row["num_frames"])
     return row | (_failure_columns(rejected) if rejected is not None else {})
 
