@@ -9,13 +9,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 WIDTH = 360
 _LINE_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 140, 42, 10, 8, 20
-_VIEW_HEIGHT, _VIEW_MARGIN = 260, 26
+_VIEW_HEIGHT, _GROUND_HEIGHT, _VIEW_MARGIN = 260, 320, 26
 _MAX_POINTS = 320  # of one line; longer ones keep the extremes of each bucket
 
 
@@ -111,6 +112,17 @@ def lines(
     return _svg(_LINE_HEIGHT, label, parts)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ground:
+    """A picture of what lies below a path, in the path's coordinates on the page."""
+
+    href: str  # of the picture, such as a data URI
+    corner: NDArray[np.float64]  # [2] where its lower left corner lies
+    right: NDArray[np.float64]  # [2] from there to its lower right corner
+    up: NDArray[np.float64]  # [2] and to its upper left one
+    dots: NDArray[np.float64]  # [N, 2] places to mark
+
+
 def path_view(
     right: NDArray[np.float64],
     up: NDArray[np.float64],
@@ -119,6 +131,7 @@ def path_view(
     *,
     unit: str | None,
     label: str,
+    ground: Ground | None = None,
 ) -> str:
     """A path on the page with equal axes, its start and end, its keyframes, a few cameras and a scale bar.
 
@@ -126,24 +139,40 @@ def path_view(
         right, up: [T] coordinates, NaN where there is no pose; the line is dotted across such gaps.
         frustums: [n, 2] outlines of cameras in the same coordinates.
         unit: of the scale bar; None for a camera that stays in one place, which needs none.
+        ground: drawn below the path, and shown whole.
     """
+    view_height = _VIEW_HEIGHT if ground is None else _GROUND_HEIGHT
     posed = np.flatnonzero(np.isfinite(right) & np.isfinite(up))
     if not posed.size:
         return _svg(60, label, [f'<text class="tick" x="{WIDTH / 2}" y="34" text-anchor="middle">no poses</text>'])
     every = np.concatenate([np.stack([right[posed], up[posed]], 1), *frustums])
+    if ground is not None:
+        edges = np.stack([0 * ground.right, ground.right, ground.up, ground.right + ground.up])
+        every = np.concatenate([every, ground.corner + edges])
     low, high = every.min(0), every.max(0)
-    span = np.array([WIDTH - 2 * _VIEW_MARGIN, _VIEW_HEIGHT - 2 * _VIEW_MARGIN - 12])
+    margin = _VIEW_MARGIN if ground is None else 4
+    span = np.array([WIDTH - 2 * margin, view_height - 2 * margin - 12])
     scale = float(np.min(span / np.maximum(high - low, 1e-12)))
     if not math.isfinite(scale) or (high - low).max() < 1e-9:
         scale = 1.0
     centre = (low + high) / 2
 
     def place(r: NDArray | float, u: NDArray | float) -> tuple[NDArray, NDArray]:
-        return WIDTH / 2 + (np.asarray(r) - centre[0]) * scale, (_VIEW_HEIGHT - 12) / 2 - (
+        return WIDTH / 2 + (np.asarray(r) - centre[0]) * scale, (view_height - 12) / 2 - (
             np.asarray(u) - centre[1]
         ) * scale
 
     parts = []
+    if ground is not None:
+        a, b, c, d = scale * np.array([ground.right[0], -ground.right[1], -ground.up[0], ground.up[1]])
+        e, f = (float(v) for v in place(*(ground.corner + ground.up)))
+        matrix = " ".join(f"{v:.4f}" for v in (a, b, c, d, e, f))
+        size = 'width="1" height="1" preserveAspectRatio="none"'
+        parts.append(f'<image class="ground" href="{ground.href}" {size} transform="matrix({matrix})"/>')
+        border = zip(*place(*(ground.corner + edges[[0, 1, 3, 2]]).T), strict=True)
+        parts.append(f'<polygon class="grid border" points="{_points(border)}"/>')
+        dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in zip(*place(*ground.dots.T), strict=True))
+        parts.append(f'<path class="dots" d="{dots}"/>')
     for outline in frustums:
         parts.append(
             f'<polygon class="frustum" points="{_points(zip(*place(outline[:, 0], outline[:, 1]), strict=True))}"/>'
@@ -163,11 +192,11 @@ def path_view(
     parts.append(f'<rect class="end" x="{x[b] - 5:.1f}" y="{y[b] - 5:.1f}" width="10" height="10"/>')
     parts.append(f'<circle class="start" cx="{x[a]:.1f}" cy="{y[a]:.1f}" r="5.5"/>')
     if unit is not None:
-        bar, foot = _nice_below(90 / scale), _VIEW_HEIGHT - 8
+        bar, foot = _nice_below(90 / scale), view_height - 8
         words = f"{number(bar)} {escape(unit.removesuffix('s') if bar == 1 else unit)}"
         parts.append(f'<path class="bar" d="M{_VIEW_MARGIN} {foot - 4}v4h{bar * scale:.1f}v-4"/>')
         parts.append(f'<text class="tick" x="{_VIEW_MARGIN + bar * scale + 6:.1f}" y="{foot}">{words}</text>')
-    return _svg(_VIEW_HEIGHT, label, parts)
+    return _svg(view_height, label, parts)
 
 
 def bars(items: Sequence[tuple[str, float, str]]) -> str:

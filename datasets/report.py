@@ -12,6 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..geometry import angle_between_deg
 from ..records import LongtakeError
-from .charts import bars, escape, lines, number, path_view
+from .charts import Ground, bars, escape, lines, number, path_view
 from .manifest import Manifest, open_manifest
 from .readers import read_clip
 from .schema import CONVENTIONS, PER_FRAME, SCHEMA
@@ -59,7 +60,7 @@ def write_report(
     rows = sorted(source.rows(_TABLE_COLUMNS), key=lambda r: (r["source_uri"], r["frame_start"] or 0))
     shown = list(clip_ids) if clip_ids is not None else [r["clip_id"] for r in rows[:max_details]]
     sheet = contact_sheet or (lambda row: sidecar_pictures(source.folder, row))
-    details = [_clip(row, sheet(row)) for row in (source.row(clip_id) for clip_id in shown)]
+    details = [_clip(row, sheet(row), source.folder) for row in (source.row(clip_id) for clip_id in shown)]
     page = _PAGE.format(
         title=escape(f"{source.folder.resolve().name}: longtake report"),
         style=_STYLE,
@@ -76,10 +77,14 @@ def write_report(
     return target
 
 
-def sidecar_pictures(folder: Path, row: Row) -> list[tuple[int, bytes]]:
-    """The pictures that an annotation run left beside its manifest: (frame of the clip, JPEG), in order."""
-    found = sorted((folder / "sidecars" / row["clip_id"]).glob("contact_*.jpg"))
-    named = ((path.stem.removeprefix("contact_"), path) for path in found)
+def sidecar_pictures(folder: Path, row: Row, kind: str = "contact") -> list[tuple[int, bytes]]:
+    """The pictures that a run left beside its manifest: (frame of the clip, JPEG), in order.
+
+    Args:
+        kind: "contact" for the clip's own, "depth" for a rendered clip's depth in colours.
+    """
+    found = sorted((folder / "sidecars" / row["clip_id"]).glob(f"{kind}_*.jpg"))
+    named = ((path.stem.removeprefix(f"{kind}_"), path) for path in found)
     return [(int(frame), path.read_bytes()) for frame, path in named if frame.isdecimal()]
 
 
@@ -169,7 +174,7 @@ def _table(rows: Sequence[Row], detailed: set[str]) -> str:
 # --- one clip ---------------------------------------------------------------------------------------------------------
 
 
-def _clip(row: Row, pictures: Sequence[tuple[int, bytes]]) -> str:
+def _clip(row: Row, pictures: Sequence[tuple[int, bytes]], folder: Path) -> str:
     parts = [
         f'<section class="clip" id="{escape(row["clip_id"])}">',
         f"<h2><bdi>{escape(_title(row))}</bdi> {_badge(row['status'])}</h2>",
@@ -179,12 +184,14 @@ def _clip(row: Row, pictures: Sequence[tuple[int, bytes]]) -> str:
         parts.append(f'<p class="error"><b>{escape(row["error_stage"] or "error")}</b>: {escape(row["error"])}</p>')
     if row["caption"]:
         parts.append(f"<blockquote>{escape(row['caption'])}</blockquote>")
-    has_track = row["c2w"] is not None
+    has_track, rendered = row["c2w"] is not None, row["origin"] == "rendered"
     parts.append(_facts(row))
     if has_track:
-        parts.append(_path(row))
+        parts.append(_path(row, _read_plan(folder, row)))
     if pictures:
-        parts.append(_contact_sheet(row, pictures))
+        parts.append(_contact_sheet(row, "Frames" if rendered else "Frames and feature tracks", pictures))
+    if rendered and (depths := sidecar_pictures(folder, row, "depth")):
+        parts.append(_contact_sheet(row, f"Depth{_depth_range(row)}", depths))
     if has_track:
         parts.append(_series(row))
     parts.append(_path_checks(row))
@@ -228,20 +235,56 @@ def _facts(row: Row) -> str:
     return f'<dl class="facts">{"".join(items)}</dl>'
 
 
-def _path(row: Row) -> str:
-    """Top and side view. Up is the mean of the cameras' up, the page's right and depth follow from the first camera."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """What a rendering run left of the scene around a path, seen from above; frame and unit are the poses'."""
+
+    png: bytes
+    corner: NDArray[np.float64]  # [3] lower left corner of the picture
+    right: NDArray[np.float64]  # [3] unit
+    ahead: NDArray[np.float64]  # [3] unit
+    up: NDArray[np.float64]  # [3] unit
+    size: tuple[float, float]  # along right and ahead
+    heights: tuple[float, float]  # along up, of what is shown
+    cameras: NDArray[np.float64]  # [N, 3] that paths were designed from
+
+
+def _read_plan(folder: Path, row: Row) -> _Plan | None:
+    """The plan of a rendered clip, or None where none lies beside it."""
+    file = folder / "sidecars" / row["clip_id"] / "plan.json"
+    if row["origin"] != "rendered" or not file.is_file():
+        return None
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        arrays = {name: np.array(facts[name], np.float64) for name in ("corner", "right", "ahead", "up", "cameras")}
+        png = file.with_suffix(".png").read_bytes()
+        return _Plan(png=png, size=tuple(facts["size"]), heights=tuple(facts["heights"]), **arrays)
+    except (OSError, ValueError, KeyError) as error:
+        raise LongtakeError(f"{file} is broken ({error}): render the clip again, or remove the file") from error
+
+
+def _path(row: Row, plan: _Plan | None) -> str:
+    """Top and side view. Up is the mean of the cameras' up, the page's right and depth follow from the first camera.
+
+    With a plan of the scene up is the scene's, and the page's edges are the plan's.
+    """
     clip = read_clip(row)
     pose, valid = clip.world_from_cam, clip.pose_valid
     if not valid.any():
         return ""
     up = -pose[valid, :3, 1].sum(0)
     first = pose[valid][0, :3, :3]
+    if plan is not None:
+        up = plan.up
     up = -first[:, 1] if np.linalg.norm(up) < 1e-6 else up / np.linalg.norm(up)
     ahead = first[:, 2] - up * (first[:, 2] @ up)
     ahead = first[:, 1] if np.linalg.norm(ahead) < 1e-6 else ahead / np.linalg.norm(ahead)
+    if plan is not None:  # the edge that the first camera looks along, more than along the others
+        ahead = max((plan.right, plan.ahead, -plan.right, -plan.ahead), key=lambda edge: float(edge @ ahead))
     right = np.cross(ahead, up)
     page = np.stack([right, ahead, up])  # [3, 3] rows
-    where = (pose[:, :3, 3] - pose[valid][0, :3, 3]) @ page.T  # [T, 3]
+    origin = pose[valid][0, :3, 3]
+    where = (pose[:, :3, 3] - origin) @ page.T  # [T, 3]
     size = float(np.ptp(where[valid], axis=0).max())
     chosen = np.unique(np.flatnonzero(valid)[np.linspace(0, valid.sum() - 1, FRUSTUMS).round().astype(int)])
     moves = size > 1e-9
@@ -250,20 +293,40 @@ def _path(row: Row) -> str:
     keys = np.zeros(len(pose), bool)
     if row["frame_is_keyframe"] is not None:
         keys = np.asarray(row["frame_is_keyframe"], bool)
-    views, unit = [], _unit(row) if moves else None
+    views, unit = [], _unit(row) if moves or plan is not None else None
+    about = "about " if plan is not None else ""
     for name, note, (a, b) in (
-        ("from above", "the first camera looks up the page", (0, 1)),
-        ("from the side", "the first camera looks right", (1, 2)),
+        ("from above", f"the first camera looks {about}up the page", (0, 1)),
+        ("from the side", f"the first camera looks {about}right", (1, 2)),
     ):
         cameras = [_hull(outline[:, [a, b]]) for outline in outlines]
-        drawing = path_view(where[:, a], where[:, b], keys, cameras, unit=unit, label=f"camera path {name}")
+        ground = None
+        if plan is not None and (a, b) == (0, 1):
+            flat = page[[a, b]]  # [2, 3]
+            ground = Ground(
+                href=f"data:image/png;base64,{base64.b64encode(plan.png).decode('ascii')}",
+                corner=flat @ (plan.corner - origin),
+                right=flat @ plan.right * plan.size[0],
+                up=flat @ plan.ahead * plan.size[1],
+                dots=(plan.cameras - origin) @ flat.T,
+            )
+        label = f"camera path {name}"
+        drawing = path_view(where[:, a], where[:, b], keys, cameras, unit=unit, label=label, ground=ground)
         caption = f'<figcaption>Path {name} <span class="quiet">{note}</span></figcaption>'
         views.append(f"<figure>{caption}{drawing}</figure>")
-    legend = (
-        '<p class="quiet legend"><span class="mark start"></span>start <span class="mark end"></span>end '
-        '<span class="mark key"></span>keyframe; dotted: no pose. Up is the cameras’ mean up.'
-        f"{'' if moves else ' The camera turns in one place, or stands still.'}</p>"
-    )
+    marks = '<span class="mark start"></span>start <span class="mark end"></span>end '
+    if plan is None:
+        words = '<span class="mark key"></span>keyframe; dotted: no pose. Up is the cameras’ mean up.'
+    else:
+        who = "training camera" if _stats(row).get("cameras") == "training" else "view derived from the scene"
+        low, high = (height - plan.up @ origin for height in plan.heights)
+        words = (
+            f'<span class="mark camera"></span>{who} <span class="mark solid"></span>solid '
+            '<span class="mark below"></span>solid below <span class="mark unseen"></span>never seen. '
+            f"The checks’ grid, {number(low)} to {number(high)} {_unit(row)} above the start."
+        )
+    still = "" if moves else " The camera turns in one place, or stands still."
+    legend = f'<p class="quiet legend">{marks}{words}{still}</p>'
     return f'<div class="grid wide">{"".join(views)}</div>{legend}'
 
 
@@ -289,7 +352,7 @@ def _hull(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(half(ordered) + half(ordered[::-1])) if len(set(ordered)) > 1 else points
 
 
-def _contact_sheet(row: Row, pictures: Sequence[tuple[int, bytes]]) -> str:
+def _contact_sheet(row: Row, head: str, pictures: Sequence[tuple[int, bytes]]) -> str:
     times = read_clip(row).times_s if row["c2w"] is not None else None
     cells = []
     for frame, jpeg in pictures:
@@ -297,8 +360,15 @@ def _contact_sheet(row: Row, pictures: Sequence[tuple[int, bytes]]) -> str:
         data = base64.b64encode(jpeg).decode("ascii")
         picture = f'<img alt="frame {frame}" src="data:image/jpeg;base64,{data}">'
         cells.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    head = "Frames" if row["origin"] == "rendered" else "Frames and feature tracks"
     return f'<h3>{head}</h3><div class="sheet">{"".join(cells)}</div>'
+
+
+def _depth_range(row: Row) -> str:
+    stats = _stats(row)
+    if "depth_near" not in stats:
+        return ""
+    near, far = number(stats["depth_near"]), number(stats["depth_far"])
+    return f' <span class="quiet">bright {near}, dark {far} {_unit(row)}; black: nothing there</span>'
 
 
 def _series(row: Row) -> str:
@@ -407,7 +477,7 @@ def _path_checks(row: Row) -> str:
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{h}</th>" for h in ("check", "value", "limit"))
     return (
-        f"<details><summary>Checks of the path and the film: {len(body)} passed</summary>"
+        f"<details open><summary>Checks of the path and the film: {len(body)} passed</summary>"
         f'<table class="checks"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></details>'
     )
 
@@ -461,6 +531,11 @@ def _span(row: Row) -> str:
     if row["start_s"] is None or row["end_s"] is None:
         return frames
     return f"{number(row['start_s'], 4)}–{number(row['end_s'], 4)} s, {frames}"
+
+
+def _stats(row: Row) -> dict[str, Any]:
+    """Of a rendered clip: the scene, its cameras, the rasteriser."""
+    return json.loads(row["render_stats"] or "{}")
 
 
 def _unit(row: Row) -> str:
@@ -587,11 +662,17 @@ svg text { font:11px system-ui,sans-serif; fill:var(--quiet); }
 .keys { stroke:var(--s0); stroke-width:4.5; stroke-linecap:round; fill:none; }
 .bar { stroke:var(--quiet); stroke-width:1.2; fill:none; }
 svg .start { fill:var(--card); stroke:var(--ok); stroke-width:2.4; } svg .end { fill:var(--s1); }
+.dots { stroke:var(--s2); stroke-width:3; stroke-linecap:round; fill:none; opacity:.8; }
+.border { stroke:var(--rule); fill:none; }
+.ground { image-rendering:pixelated; }
 .legend { font-size:13px; margin-top:6px; }
 .mark { display:inline-block; width:10px; height:10px; margin:0 5px 0 10px; vertical-align:-1px; }
 .mark:first-child { margin-left:0; }
 .mark.start { border:2.4px solid var(--ok); border-radius:50%; } .mark.end { background:var(--s1); }
 .mark.key { background:var(--s0); border-radius:50%; width:6px; height:6px; vertical-align:1px; }
+.mark.camera { background:var(--s2); border-radius:50%; width:6px; height:6px; vertical-align:1px; }
+.mark.solid { background:rgb(128 128 128/.9); } .mark.below { background:rgb(128 128 128/.31); }
+.mark.unseen { background:rgb(128 128 128/.12); }
 .mark.key::before { display:none; }
 .sheet { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(48%,250px),1fr)); gap:8px; }
 .sheet img { display:block; width:100%; height:auto; border-radius:4px; background:var(--rule); }

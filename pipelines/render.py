@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import math
 import os
 import queue
@@ -45,9 +46,11 @@ from ..render.camera_path import (
     CheckResult,
     PathConfig,
     PathLimits,
+    Plan,
     Survey,
     attempt,
     derive_cameras,
+    draw_plan,
     survey,
 )
 from ..render.cameras import find_cameras, read_cameras
@@ -179,10 +182,12 @@ class Film:
     info: VideoInfo  # of the video
     depth: DepthClip | None
     sheet: Sheet
+    depth_sheet: Sheet | None  # the same frames' depth, bright where near
     checks: tuple[CheckResult, ...]  # of the film
     coverage: float  # share of pixels with alpha 0.95 or more
     hole_ratio: float  # share of pixels with alpha below 0.5
-    stats: dict[str, float | int | str | bool]  # the rasteriser, holes and flicker
+    stats: dict[str, float | int | str | bool]  # the rasteriser, depth, holes and flicker
+    plan: Plan | None = None  # of the scene around the path
 
 
 def _scene(path: str, cameras: str | None, config: SceneConfig, *, progress: Progress | None) -> SceneInfo | Rejected:
@@ -275,6 +280,8 @@ def _film(
             scene_scale=scene_scale,
             progress=progress,
         )
+        if isinstance(film, Film):
+            film = replace(film, plan=draw_plan(_survey(replace(info, num_cameras=0), scene), path))
         return film
     finally:
         if not isinstance(film, Film):
@@ -299,7 +306,7 @@ def _quality(
 
 SCENE = Stage(name="scene", version=1, fn=_scene, resources=Resources(memory_bytes=2 << 30))
 PATH = Stage(name="path", version=1, fn=_path, resources=Resources(memory_bytes=2 << 30))
-FILM = Stage(name="film", version=1, fn=_film, resources=Resources(memory_bytes=2 << 30))
+FILM = Stage(name="film", version=2, fn=_film, resources=Resources(memory_bytes=2 << 30))
 QUALITY = Stage(name="quality", version=1, fn=_quality)
 VERSIONS = {stage.name: str(stage.version) for stage in (SCENE, PATH, FILM, QUALITY)}
 
@@ -374,6 +381,7 @@ def shoot(
     means, opaque, holes = (np.zeros(total) for _ in range(3))
     pictured = np.unique(np.linspace(0, total - 1, NUM_PICTURES).round().astype(int))
     jpegs: list[NDArray[np.uint8]] = []
+    depths: list[NDArray[np.float32]] = []  # small, nan where a hole is
     flickers = _Flickers(path)
     first_luma, checks = 0.0, ()
 
@@ -405,6 +413,7 @@ def shoot(
                     to_depth((i, picture.depth, alpha))
                 if i in pictured:
                     jpegs.append(_jpeg(rgb))
+                    depths.append(_small(np.where(alpha >= HOLE, picture.depth, np.nan), cv2.INTER_NEAREST))
                 if progress is not None:
                     progress(i + 1, total)
     except _Refused as refused:
@@ -416,11 +425,15 @@ def shoot(
     info = probe(video)
     if info.num_frames != total:
         raise RuntimeError(f"{video}: {total} frames were encoded, and {info.num_frames} are in it")
+    shades, span = _depth_jpegs(depths)
+    unit = scene_scale or 1.0
+    frames = tuple(pictured.tolist())
     return Film(
         video=video,
         info=info,
         depth=None if depth is None else _finished_depth(depth, path, config.depth_every, scene_scale),
-        sheet=Sheet(frames=tuple(pictured.tolist()), jpegs=tuple(jpegs)),
+        sheet=Sheet(frames=frames, jpegs=tuple(jpegs)),
+        depth_sheet=None if span is None else Sheet(frames=frames, jpegs=shades),
         checks=checks,
         coverage=float(opaque.mean()),
         hole_ratio=float(holes.mean()),
@@ -429,6 +442,7 @@ def shoot(
             "constants": rasterizer.profile.name,
             "antialiased": antialiased,
             "alpha_mean": float(means.mean()),
+            **({} if span is None else {"depth_near": span[0] * unit, "depth_far": span[1] * unit}),
             **flickers.stats(),
         },
     )
@@ -523,11 +537,35 @@ def _eight_bits(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.clip(255 * rgb + 0.5, 0, 255).astype(np.uint8)
 
 
+def _small(picture: NDArray, interpolation: int) -> NDArray:
+    scale = min(1.0, MAX_SIDE / max(picture.shape))
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
+
+
 def _jpeg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = min(1.0, MAX_SIDE / max(rgb.shape))
-    small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = _small(rgb, cv2.INTER_AREA)
     _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return jpeg.reshape(-1)
+
+
+def _depth_jpegs(
+    depths: Sequence[NDArray[np.float32]],
+) -> tuple[tuple[NDArray[np.uint8], ...], tuple[float, float] | None]:
+    """Depth maps in colours of 1 / depth, the same in all, holes black; the nearest and farthest depth of the scale.
+
+    The scale leaves out a hundredth at either end. No pictures and None where all are holes.
+    """
+    known = np.concatenate([d[np.isfinite(d)] for d in depths])
+    if not known.size:
+        return (), None
+    near, far = (float(d) for d in np.quantile(known, (0.01, 0.99)))
+    out = []
+    for d in depths:
+        share = (1 / np.nan_to_num(d, nan=far) - 1 / far) / max(1 / near - 1 / far, 1e-12)
+        colours = cv2.applyColorMap(np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        colours[np.isnan(d)] = 0
+        out.append(cv2.imencode(".jpg", colours, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1))
+    return tuple(out), (near, far)
 
 
 class _Flickers:
@@ -904,7 +942,7 @@ class _Graph:
                 "track": true_track(path, film.info.pts_ns, config.scene_scale),
                 "path_checks": _checks((*path.checks, *film.checks)),
                 "revisit_pairs": path.revisit_pairs,
-                "render_stats": _scene_stats(info) | film.stats,
+                "render_stats": _scene_stats(info) | {"metres_per_unit": config.scene_scale} | film.stats,
                 "quality": columns | (quality.clip if quality else {}),
                 "frames": quality.frames if quality else None,
             }
@@ -937,8 +975,13 @@ class _Graph:
         keep_file(film.video, out / row["uri"])
         sidecars = Path("sidecars") / row["clip_id"]
         (out / sidecars).mkdir(parents=True, exist_ok=True)
-        for frame, jpeg in zip(film.sheet.frames, film.sheet.jpegs, strict=True):
-            (out / sidecars / f"contact_{frame:06d}.jpg").write_bytes(jpeg.tobytes())
+        for kind, sheet in (("contact", film.sheet), ("depth", film.depth_sheet)):
+            for frame, jpeg in zip(sheet.frames, sheet.jpegs, strict=True) if sheet else ():
+                (out / sidecars / f"{kind}_{frame:06d}.jpg").write_bytes(jpeg.tobytes())
+        if film.plan is not None:
+            (out / sidecars / "plan.png").write_bytes(film.plan.png())
+            facts = film.plan.facts(self.config.scene_scale or 1.0)
+            (out / sidecars / "plan.json").write_text(json.dumps(facts), encoding="utf-8")
         if film.depth is None:
             return {}
         keep_file(film.depth.path, out / sidecars / "depth.zip")

@@ -28,6 +28,8 @@ from .paths.checks import PathLimits as PathLimits
 from .paths.checks import run_checks as run_checks
 from .paths.families import FAMILIES, Track
 from .paths.motion import rolled, smoothed, timed, upright, zoomed
+from .paths.plan import Plan as Plan
+from .paths.plan import draw_plan as draw_plan
 from .paths.record import CameraPath as CameraPath
 from .paths.record import CheckResult as CheckResult
 from .paths.record import NoPath as NoPath

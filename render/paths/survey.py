@@ -115,6 +115,12 @@ class Survey:
         """Whether points [K, 3] lie in solid cells; False outside the grid."""
         return self._lookup(self.opacity, points, 0.0) >= OCCUPIED
 
+    def cells(self, points: NDArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Accumulated opacity [...] at points [..., 3] and whether a ray passed there; 0 and False off the grid."""
+        flat = points.reshape(-1, 3)
+        opacity, seen = self._lookup(self.opacity, flat, 0.0), self._lookup(self.seen, flat, 0.0) > 0
+        return opacity.reshape(points.shape[:-1]), seen.reshape(points.shape[:-1])
+
     def room(self, points: NDArray) -> NDArray[np.float64]:
         """How far points [K, 3] are inside the allowed space, to about a cell; not positive outside."""
         return self._lookup(self.slack, points, -np.inf)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from longtake.datasets.charts import lines, number, path_view
+from longtake.datasets.charts import Ground, lines, number, path_view
 from longtake.datasets.filters import judged
 from longtake.datasets.manifest import create_manifest
 from longtake.datasets.report import write_report
@@ -338,3 +338,17 @@ def test_in_a_browser(browser: Browser, page: Path, width: int, phone: bool, dar
     assert (max(map(int, re.findall(r"\d+", background))) < 64) == dark
     browser.picture(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_the_ground_lies_under_the_path() -> None:
+    """A path along the ground's border is drawn where the border's picture ends."""
+    corner, right, up = np.array([2.0, -1.0]), np.array([3.0, 0.4]), np.array([-0.8, 6.0])
+    walk = np.stack([corner, corner + right, corner + right + up, corner + up])
+    ground = Ground(href="data:,", corner=corner, right=right, up=up, dots=walk[:1])
+    drawing = path_view(*walk.T, np.zeros(4, bool), [], unit="m", label="x", ground=ground)
+    a, b, c, d, e, f = map(float, re.findall(r"matrix\(([^)]+)\)", drawing)[0].split())
+    unit_square = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])  # the picture's y runs down
+    placed = unit_square @ [[a, b], [c, d]] + [e, f]
+    (line,) = re.findall(r'class="line s0" points="([^"]+)"', drawing)
+    np.testing.assert_allclose(placed, [[float(v) for v in p.split(",")] for p in line.split()], atol=0.06)
+    assert (placed > 0).all() and placed[:, 0].max() < 360

@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -172,9 +173,32 @@ def test_the_report_shows_paths_and_checks(room, tmp_path):
         f"room.ply: near training {row['seed']}",
         "Checks of the path and the film: 16 passed",
         "Path from above",
+        'class="ground"',
+        "training camera",
+        "<h3>Depth",
     ):
         assert words in page
     assert "feature tracks</h3>" not in page
+
+
+def test_plan_and_depth_pictures_lie_beside_a_clip(done, allowed):
+    row = only(done, "random_walk")
+    folder = done.out / "sidecars" / row["clip_id"]
+    facts = json.loads((folder / "plan.json").read_text())
+    right, ahead, up, corner = (np.array(facts[name]) for name in ("right", "ahead", "up", "corner"))
+    np.testing.assert_allclose(np.cross(right, ahead), up, atol=1e-9)
+    np.testing.assert_allclose(up, allowed.up, atol=1e-9)
+    picture = cv2.imread(str(folder / "plan.png"), cv2.IMREAD_UNCHANGED)
+    height, width = picture.shape[:2]
+    eye = read_clip(row).world_from_cam[:, :3, 3]  # metres: two to a unit
+    a, b = ((eye - corner) @ axis / size for axis, size in ((right, facts["size"][0]), (ahead, facts["size"][1])))
+    ink = picture[(height - 1 - b * height).round().astype(int), (a * width).astype(int), 3]
+    assert (ink < 128).all(), "no pose stands in a solid cell of its height range"
+    assert facts["heights"][0] < (eye @ up).min() < (eye @ up).max() < facts["heights"][1]
+    assert len(facts["cameras"]) == 72
+    stats, depths = json.loads(row["render_stats"]), sorted(folder.glob("depth_*.jpg"))
+    assert [p.stem[6:] for p in depths] == [p.stem[8:] for p in sorted(folder.glob("contact_*.jpg"))] and depths
+    assert 0 < stats["depth_near"] < stats["depth_far"]
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------
