@@ -1,4 +1,4 @@
-"""SANA-WM's attention: gated delta networks over frames, softmax in every fourth block, and text.
+"""SANA-WM's self-attention: gated delta networks over frames, softmax in every fourth block.
 
 Each self-attention has a second, camera branch, with projections of its own, whose queries, keys and values are seen
 from the tokens' rays; its output is added before the gate. Tokens are [B, T, S, C]: S tokens a latent frame.
@@ -170,25 +170,3 @@ def softmax_attention(
 def _published_width(dim: int) -> int:
     """Heads of other widths are published padded with zeros, which changes nothing but the scale of the logits."""
     return dim if dim in (32, 64, 128, 256) else 128 if dim < 128 else 256
-
-
-class CrossAttention(nn.Module):
-    """What every token takes from the text."""
-
-    def __init__(self, config: SanaWMConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.heads = config.text_heads
-        self.q_linear = nn.Linear(width, width)
-        self.kv_linear = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(width, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width, eps=1e-6)
-
-    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """x [B, T, S, C], text [B, L, C], of which the words are where text_mask [B, L] is True -> x's shape."""
-        k, v = self.kv_linear(text).chunk(2, dim=-1)
-        q, k, v = self.q_norm(self.q_linear(x.flatten(1, 2))), self.k_norm(k), v
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask[:, None, None])
-        return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, x.shape[1:3])

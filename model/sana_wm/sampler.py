@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .network import Conditions, SanaWM
+from .network import Conditions, Prepared, SanaWM
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # of latents [B, C, T, rows, cols], at timesteps [B, T]
 
@@ -40,18 +40,24 @@ def _shifted(sigma: Tensor, shift: float) -> Tensor:
 def guided(net: SanaWM, conditions: Conditions, negative: Conditions | None, guidance: float) -> Velocity:
     """The network's velocity, away from what `negative` leads to: v_neg + guidance (v - v_neg); alone where it is None.
 
-    The two are computed one after the other, which takes half the memory of a doubled batch.
+    The two are computed one after the other, which takes half the memory of a doubled batch. Conditions are prepared
+    once, so all latents must have the shape of the first.
     """
     if negative is None and guidance != 1:
         raise ValueError(
             f"guidance is {guidance}, but there is nothing to lead away from: give negative, or guidance 1"
         )
 
+    both = [c.trimmed() for c in (conditions, negative) if c is not None]
+    prepared: list[Prepared] = []  # when the latents' shape is known
+
     def velocity(latents: Tensor, timesteps: Tensor) -> Tensor:
-        v = net(latents, timesteps, conditions)
-        if negative is None:
+        if not prepared:
+            prepared.extend(net.prepare(c, latents) for c in both)
+        v = net(latents, timesteps, prepared[0])
+        if len(prepared) == 1:
             return v
-        away = net(latents, timesteps, negative)
+        away = net(latents, timesteps, prepared[1])
         return away + guidance * (v - away)
 
     return velocity

@@ -20,7 +20,7 @@ from longtake.model.sana_wm import attention, encoding, network
 from longtake.model.sana_wm.attention import Places, SelfAttention
 from longtake.model.sana_wm.config import SANA_WM, SanaWMConfig
 from longtake.model.sana_wm.load import load
-from longtake.model.sana_wm.network import Conditions, ConvMlp, SanaWM
+from longtake.model.sana_wm.network import Conditions, ConvMlp, Prepared, SanaWM
 
 NARROW = SanaWMConfig(  # case a1
     latent_channels=16,
@@ -452,7 +452,7 @@ def clip(batch: int = 1, frames: int = 4, seed: int = 0) -> tuple[Tensor, Tensor
     return draw(batch, 16, frames, 3, 5), timesteps, conditions
 
 
-def run(net: SanaWM, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+def run(net: SanaWM, latents: Tensor, timesteps: Tensor, conditions: Conditions | Prepared) -> Tensor:
     with torch.inference_mode():
         return net(latents, timesteps, conditions)
 
@@ -526,11 +526,36 @@ class TestLaws:
         want = run(net, latents, timesteps, conditions)[:, :, :3]
         assert_near(got, want)
 
+    def test_conditions_serve_many_steps(self, net):
+        latents, timesteps, conditions = clip(batch=2)
+        with torch.inference_mode():
+            prepared = net.prepare(conditions, latents)
+        for seed in (0, 1):
+            latents, timesteps, _ = clip(batch=2, seed=seed)
+            assert torch.equal(run(net, latents, timesteps, prepared), run(net, latents, timesteps, conditions))
+        with pytest.raises(ValueError, match=r"latents are \[1, 16, 4, 3, 5\], the prepared .* for \[2, 16, 4, 3, 5\]"):
+            run(net, latents[:1], timesteps[:1], prepared)
+
+    def test_places_without_words_can_be_left_out(self, net):
+        latents, timesteps, conditions = clip(batch=2)
+        lengths = replace(conditions, text_mask=torch.tensor([[True] * 3 + [False] * 4, [True] * 5 + [False] * 2]))
+        trimmed = lengths.trimmed()
+        assert trimmed.text.shape == (2, 5, 20) and trimmed.text_mask is not None
+        assert_near(run(net, latents, timesteps, trimmed), run(net, latents, timesteps, lengths))
+        trimmed = conditions.trimmed()
+        assert trimmed.text.shape == (2, 5, 20) and trimmed.text_mask is None and trimmed.trimmed() is trimmed
+        assert_near(run(net, latents, timesteps, trimmed), run(net, latents, timesteps, conditions))
+        silent = replace(conditions, text_mask=torch.zeros(2, 7, dtype=torch.bool))
+        with pytest.raises(ValueError, match="a text has no word"):
+            silent.trimmed()
+
     def test_the_mlp_is_the_same_however_many_frames_are_made_at_once(self, net, monkeypatch):
         inputs = clip(batch=2)
         whole = run(net, *inputs)
-        monkeypatch.setattr(network, "FFN_NUMBERS", 1)
-        assert_near(run(net, *inputs), whole)
+        monkeypatch.setitem(network.MLP_NUMBERS, "cpu", 1)
+        for frames in (1, 2, 3):
+            monkeypatch.setattr(network, "CONV_NUMBERS", frames * 2 * 15 * 48)
+            assert_near(run(net, *inputs), whole)
 
 
 class TestLowerPrecision:
