@@ -612,7 +612,7 @@ def report(run: Path, /, *, out: Path | None = None, clip: tuple[str, ...] = ())
 
 @app.command
 def view(folder: Path, clip_id: str | None = None, /, *, out: Path | None = None) -> None:
-    """Write a clip's camera track as a Rerun recording (.rrd).
+    """Write a clip as a Rerun recording (.rrd): its camera, pictures and depth; for a rendered one the scene too.
 
     Parameters
     ----------
@@ -623,13 +623,12 @@ def view(folder: Path, clip_id: str | None = None, /, *, out: Path | None = None
     out
         The recording; CLIP_ID.rrd in that folder without it.
     """
-    from importlib.util import find_spec
+    from .view import view as write_view
 
-    from ..datasets.view import write_rrd
-
-    if find_spec("rerun") is None:
-        raise MissingPart("recordings need the package rerun-sdk: pip install 'longtake[rerun]'")
-    print(write_rrd(folder, out, clip_id=clip_id))
+    path, notes = write_view(folder, out, clip_id=clip_id)
+    for words in notes:
+        _complain(words)
+    print(path)
 
 
 @app.command
