@@ -1,22 +1,28 @@
 """Filter profiles: which clips are fit for training, and by which measured number each of the others is not.
 
-A profile is a list of rules; a rule is a manifest column that must lie in a range. A clip that fails keeps its row,
-with status "filtered", the reasons, and every value beside its thresholds, so it can be judged again without its video.
+A profile is a list of rules in a TOML file (`profiles/`); a rule is a manifest column that must lie in a range. A clip
+that fails keeps its row, with status "filtered", the reasons, and every value beside its thresholds, so it can be judged
+again without its video.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..records import LongtakeError
+from .safe import read_text
 
 INF = math.inf
 ROUNDING = 1e-6  # of the bound: what float32 storage and atan may move a value that lies exactly on it
@@ -76,95 +82,106 @@ class Verdict:
         )
 
 
-DOVER, COUNTING = "the DOVER video-quality network", "a vision-language model"
-METRIC_DEPTH = "a metric depth network (the clip has one constant scale)"
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A named list of rules: those of every clip, then those of the source it comes from, where there are sources."""
 
-# SANA-WM (arXiv 2605.15178v1), App. B.3: the camera filters of every source ...
-SANA_WM_CAMERA = (
-    Rule(metric="fov_x_min_deg", low=25),
-    Rule(metric="fov_x_max_deg", high=120),
-    Rule(metric="fov_y_min_deg", low=25),
-    Rule(metric="fov_y_max_deg", high=120),
-    Rule(metric="focal_anisotropy", high=0.20),
-    Rule(metric="scale_std_ratio", high=2.0, needs=METRIC_DEPTH),
-)
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+    sources: Mapping[str, tuple[Rule, ...]]
+    source_hint: str | None = None
 
 
-def _visual(
-    vmaf: tuple[float, float],
-    flow: tuple[float, float],
-    dover: tuple[float, float],
-    *,
-    saturation: bool,
-    cuts: bool,
-    entities: float | None,
-) -> tuple[Rule, ...]:
-    """One line of the paper's table of visual filters."""
-    rules = [
-        Rule(metric="vmaf_motion", low=vmaf[0], high=vmaf[1]),
-        Rule(metric="flow_px", low=flow[0], high=flow[1]),
-        Rule(metric="dover", low=dover[0], high=dover[1], needs=DOVER),
-    ]
-    if saturation:
-        rules.append(Rule(metric="saturation", low=0, high=180))
-    if cuts:
-        rules.append(Rule(metric="num_cuts", high=1))
-    if entities is not None:
-        rules.append(Rule(metric="num_entities", low=0, high=entities, needs=COUNTING))
-        rules.append(Rule(metric="vlm_quality", low=0.5, high=1.5, needs=COUNTING))
-    return tuple(rules)
+def load_profile(path: Path) -> Profile:
+    """A profile from its TOML file; `profiles/robust.toml` explains the form.
+
+    Raises:
+        LongtakeError: unreadable, or anything in it that is no rule; it says where.
+    """
+    try:
+        tree = tomllib.loads(read_text(path, 1 << 20))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise LongtakeError(f"{path} cannot be read as TOML: {error}") from error
+    known = {"about", "rules", "sources", "source_hint"}
+    if unknown := tree.keys() - known:
+        raise LongtakeError(f"{path}: unknown {', '.join(sorted(unknown))}; a profile has {', '.join(sorted(known))}.")
+    sources = tree.get("sources", {})
+    if not isinstance(sources, dict) or not all(
+        isinstance(v, dict) and v.keys() <= {"rules"} for v in sources.values()
+    ):
+        raise LongtakeError(f"{path}: sources are tables with a list of rules, such as [sources.mine].")
+    for name in ("about", "source_hint"):
+        if not isinstance(tree.get(name, ""), str):
+            raise LongtakeError(f"{path}: {name} is no text.")
+    return Profile(
+        name=path.stem,
+        about=tree.get("about", ""),
+        rules=_rules(tree.get("rules", []), f"{path}: rules"),
+        sources={n: _rules(v.get("rules", []), f"{path}: sources.{n}") for n, v in sources.items()},
+        source_hint=tree.get("source_hint"),
+    )
 
 
-# ... and the visual filters of each.
-SANA_WM_SOURCES: dict[str, tuple[Rule, ...]] = {
-    "omniworld": _visual((0.5, 100), (3, 100), (0.35, 1), saturation=False, cuts=False, entities=10),
-    "sekai_game": _visual((0.5, 50), (3, 80), (0.25, 1), saturation=False, cuts=False, entities=10),
-    "sekai_walking": _visual((0.5, 50), (3, 50), (0.35, 1), saturation=True, cuts=False, entities=25),
-    "miradata": _visual((0.5, 50), (3, 80), (0.4, 1), saturation=True, cuts=True, entities=None),
-    "dl3dv_gs": _visual((6, 50), (3, 80), (0.4, 1), saturation=True, cuts=True, entities=None),
-    "spatialvid": _visual((0.5, 50), (3, 80), (0.35, 1), saturation=True, cuts=False, entities=10),
-}
+def _rules(found: Any, where: str) -> tuple[Rule, ...]:
+    if not isinstance(found, list):
+        raise LongtakeError(f"{where} is no list of rules.")
+    kinds = {"metric": str, "low": float, "high": float, "reason": str, "needs": str, "per_side": bool}
+    out = []
+    for number, tree in enumerate(found, 1):
+        if not isinstance(tree, dict) or "metric" not in tree:
+            raise LongtakeError(f"{where}: rule {number} has no metric.")
+        for name, value in tree.items():
+            kind = kinds.get(name)
+            if kind is None:
+                raise LongtakeError(f"{where}: rule {number} has an unknown {name}; it may have {', '.join(kinds)}.")
+            if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)):
+                raise LongtakeError(f"{where}: rule {number} has {name} = {value!r}, no number.")
+            if kind is not float and not isinstance(value, kind):
+                raise LongtakeError(f"{where}: rule {number} has {name} = {value!r}, no {kind.__name__}.")
+        rule = Rule(**tree)
+        if rule.low > rule.high:
+            raise LongtakeError(
+                f"{where}: rule {number} on {rule.metric} has low = {rule.low} above high = {rule.high}."
+            )
+        out.append(rule)
+    return tuple(out)
 
-# Ours: is the camera track to be trusted, and is there something to learn from it?
-NO_TRACK = "a camera that moves and is tracked"
-ROBUST = (
-    Rule(metric="tracked_ratio", low=0.9, reason="frames_without_pose"),
-    Rule(metric="reproj_rmse_px", high=2.5, per_side=True, needs=NO_TRACK),
-    Rule(metric="sampson_px", high=1.5, per_side=True, needs=NO_TRACK),
-    Rule(metric="num_tracked", low=50, reason="few_tracks"),
-    Rule(metric="inlier_ratio", low=0.3, needs=NO_TRACK),
-    Rule(metric="coverage", low=0.1, needs=NO_TRACK),
-    Rule(metric="dyn_ratio", high=0.5, reason="mostly_moving_objects"),
-    Rule(metric="jump_count", high=0, reason="pose_jumps", needs="a continuous video"),
-    Rule(metric="scale_drift_log", high=math.log(1.5), reason="scale_drift", needs=METRIC_DEPTH),
-    Rule(metric="luma", low=20, high=200),
-    Rule(metric="blur", high=0.8, reason="blurred"),
-    Rule(metric="fov_x_min_deg", low=15),
-    Rule(metric="fov_x_max_deg", high=130),
-    Rule(metric="focal_undetermined", high=0, reason="focal_undetermined"),
-    Rule(metric="is_static", high=0, reason="static_camera"),
-)
 
-PROFILES = ("robust", "sana_wm")
+_FOLDER = Path(__file__).parent / "profiles"
+PROFILES = tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+ROBUST = load_profile(_FOLDER / "robust.toml").rules
+SANA_WM_SOURCES = load_profile(_FOLDER / "sana_wm.toml").sources
+
+
+@functools.cache
+def _profile(name: str) -> Profile:
+    if name in PROFILES:
+        return load_profile(_FOLDER / f"{name}.toml")
+    if name.endswith(".toml"):
+        return load_profile(Path(name))
+    raise LongtakeError(
+        f"There is no filter profile {name!r}. Choose one of: {', '.join(PROFILES)}; or name a .toml file of rules."
+    )
 
 
 def rules(profile: str, source: str | None = None) -> tuple[Rule, ...]:
     """The rules of a profile for clips of one source.
 
+    Args:
+        profile: a name of PROFILES, or a .toml file.
+
     Raises:
-        LongtakeError: no such profile, or `sana_wm` without one of the sources that its paper lists.
+        LongtakeError: no such profile, a broken file, or a source that the profile does not list, where it lists any.
     """
-    if profile == "robust":
-        return ROBUST
-    if profile != "sana_wm":
-        raise LongtakeError(f"There is no filter profile {profile!r}. Choose one of: {', '.join(PROFILES)}.")
-    if source not in SANA_WM_SOURCES:
+    found = _profile(profile)
+    if not found.sources:
+        return found.rules
+    if source not in found.sources:
         what = "needs to know the source of the clips" if source is None else f"has no thresholds for source {source!r}"
-        raise LongtakeError(
-            f"The filter profile sana_wm {what}. Choose one of: {', '.join(SANA_WM_SOURCES)} "
-            "(spatialvid is the nearest to ordinary internet video)."
-        )
-    return SANA_WM_CAMERA + SANA_WM_SOURCES[source]
+        hint = f" ({found.source_hint})" if found.source_hint else ""
+        raise LongtakeError(f"The filter profile {found.name} {what}. Choose one of: {', '.join(found.sources)}{hint}.")
+    return found.rules + found.sources[source]
 
 
 def judge(profile: str, source: str | None, values: Mapping[str, float | None]) -> Verdict:
@@ -275,6 +292,80 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, num_in: int) -> Summary:
         raise ValueError(f"unknown status {sorted(unknown)}: a row is ok, filtered or failed")
     counts = {name: status[name] for name in ("ok", "filtered", "failed")}
     return Summary(num_in=num_in, reasons=dict(reasons.most_common()), **counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleCount:
+    """What one rule did to the clips that were judged."""
+
+    metric: str
+    low: float | None
+    high: float | None
+    judged: int  # clips that had a value, or needed one
+    not_measured: int
+    dropped: int
+    dropped_alone: int  # clips that no other rule dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropRates:
+    """How many clips a profile drops, by which rules, and how these overlap."""
+
+    profile: str
+    source: str | None
+    judged: int
+    dropped: int
+    failed: int  # rows without values: not judged
+    rules: tuple[RuleCount, ...]
+    overlap: tuple[tuple[str, str, int], ...]  # clips that both rules dropped, most first
+
+
+class DropCount:
+    """Counts verdicts of one profile as they come."""
+
+    def __init__(self, profile: str, source: str | None) -> None:
+        self.profile, self.source = profile, source
+        self.bounds = {r.metric: (_finite(r.low), _finite(r.high)) for r in rules(profile, source)}
+        self.judged = self.dropped = self.failed = 0
+        self.seen: Counter[str] = Counter()
+        self.by: Counter[str] = Counter()
+        self.alone: Counter[str] = Counter()
+        self.pairs: Counter[tuple[str, str]] = Counter()
+
+    def add(self, verdict: Verdict) -> None:
+        """Count one clip's verdict."""
+        culprits = [check.name for check in verdict.checks if check.passed is False]
+        self.judged += 1
+        self.dropped += bool(culprits)
+        self.seen.update(check.name for check in verdict.checks if check.passed is not None)
+        self.by.update(culprits)
+        self.pairs.update(combinations(culprits, 2))
+        if len(culprits) == 1:
+            self.alone[culprits[0]] += 1
+
+    def rates(self) -> DropRates:
+        """The counts so far."""
+        found = tuple(
+            RuleCount(
+                metric=metric,
+                low=low,
+                high=high,
+                judged=self.seen[metric],
+                not_measured=self.judged - self.seen[metric],
+                dropped=self.by[metric],
+                dropped_alone=self.alone[metric],
+            )
+            for metric, (low, high) in self.bounds.items()
+        )
+        return DropRates(
+            profile=self.profile,
+            source=self.source,
+            judged=self.judged,
+            dropped=self.dropped,
+            failed=self.failed,
+            rules=found,
+            overlap=tuple((a, b, n) for (a, b), n in self.pairs.most_common()),
+        )
 
 
 def _picture_scale(values: Mapping[str, float | None]) -> float:

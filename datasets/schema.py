@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
     [
         # identity
         _f("clip_id", TEXT, "uuid5 of source hash, frame span and transform", required=True),
-        _f("origin", TEXT, "annotated, rendered or generated", required=True),
+        _f("origin", TEXT, "annotated, rendered, generated or imported", required=True),
         _f("status", TEXT, "ok, filtered or failed", required=True),
         _f("source_dataset", TEXT, "name of the collection that the source comes from"),
         _f("source_uri", TEXT, "the original recording", required=True),
@@ -506,6 +506,55 @@ def generate_row(
     return row | (_failure_columns(rejected) if rejected is not None else {})
 
 
+def imported_row(
+    *,
+    source: str,
+    name: str,
+    sha256: str | None,
+    span: tuple[int, int] | None,
+    provenance: Provenance,
+    video: VideoInfo | None = None,
+    track: Track | None = None,
+    rejected: Rejected | None = None,
+    caption: str | None = None,
+    quality: Mapping[str, float | None] | None = None,
+    source_dataset: str | None = None,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """The row of one clip whose cameras another tool or collection states, or of one that was refused (`rejected`).
+
+    Args:
+        source: the collection's file or folder.
+        name: of the clip within it.
+        sha256: of its cameras as read.
+        span: its frames in the video.
+        video: of its media, whole; None where they were not looked at: sizes and times are the track's then.
+        track: only what a camera is given by is read of it, and how it moves stays open.
+        quality: as for `annotate_row`.
+    """
+    if (track is None) == (rejected is None):
+        raise ValueError("a row needs either a camera or the reason why there is none")
+    row = _identity_columns(
+        origin="imported",
+        source=source,
+        sha256=video.sha256 if video else sha256,
+        provenance=provenance,
+        source_dataset=source_dataset,
+        license=license,
+    )
+    row["clip_id"] = str(uuid.uuid5(_CLIP_NAMESPACE, f"imported {_text(name)} sha256:{sha256} span:{span}"))
+    row |= {"group_id": row["source_sha256"], "caption": caption}
+    if video is not None:
+        row |= _video_columns(video, None)
+    if track is not None and span is not None:
+        row |= _time_columns(track.pts_ns) | _camera_columns(track) | {"motion_class": None}
+        row |= {"frame_start": span[0], "frame_stop": span[1]}
+        if row["image_uris"] is not None:
+            row["image_uris"] = row["image_uris"][span[0] : span[1]]
+    row |= _quality_columns(quality or {}, {}, row["num_frames"])
+    return row | (_failure_columns(rejected) if rejected is not None else {})
+
+
 def frame_rate(pts_ns: NDArray[np.int64]) -> tuple[Fraction | None, bool]:
     """Frames per second of these times, and whether every frame lies exactly where that rate puts it.
 
@@ -641,10 +690,6 @@ def _failure_columns(rejected: Rejected) -> dict[str, Any]:
 
 def _video_columns(video: VideoInfo, shot: Shot | None) -> dict[str, Any]:
     span = slice(shot.start, shot.stop) if shot else slice(0, video.num_frames)
-    pts_ns = video.pts_ns[span]
-    rate, even = frame_rate(pts_ns)
-    start_s = pts_ns[0] / 1e9 if len(pts_ns) else None
-    length_s = (pts_ns[-1] - pts_ns[0] + np.median(np.diff(pts_ns))) / 1e9 if len(pts_ns) > 1 else None
     return {
         "uri": _text(video.path),
         "sha256": video.sha256,
@@ -662,22 +707,31 @@ def _video_columns(video: VideoInfo, shot: Shot | None) -> dict[str, Any]:
         "sar_den": video.sar_den,
         "color_range": video.color_range,
         "interlaced": video.interlaced,
-        "fps_num": rate.numerator if rate else None,
-        "fps_den": rate.denominator if rate else None,
         "tagged_fps": _number(video.tagged_fps),
         "is_vfr": video.is_vfr,
         "origin_s": video.origin_ns / 1e9,
-        "num_frames": len(pts_ns),
         "frame_start": shot.start if shot else 0,
         "frame_stop": shot.stop if shot else video.num_frames,
-        "start_s": start_s,
-        "end_s": start_s + length_s if start_s is not None and length_s is not None else None,
-        "duration_s": length_s,
-        "pts_s": None if even else pts_ns / 1e9,
+        **_time_columns(video.pts_ns[span]),
         "image_uris": [_text(p) for p in video.image_paths[span]] if video.is_images else None,
         "crop": list(shot.crop) if shot else None,
         "boundary": shot.boundary if shot else None,
         "num_cuts": 0 if shot and not shot.photographs else None,
+    }
+
+
+def _time_columns(pts_ns: NDArray[np.int64]) -> dict[str, Any]:
+    rate, even = frame_rate(pts_ns)
+    start_s = pts_ns[0] / 1e9 if len(pts_ns) else None
+    length_s = (pts_ns[-1] - pts_ns[0] + np.median(np.diff(pts_ns))) / 1e9 if len(pts_ns) > 1 else None
+    return {
+        "fps_num": rate.numerator if rate else None,
+        "fps_den": rate.denominator if rate else None,
+        "num_frames": len(pts_ns),
+        "start_s": start_s,
+        "end_s": start_s + length_s if start_s is not None and length_s is not None else None,
+        "duration_s": length_s,
+        "pts_s": None if even else pts_ns / 1e9,
     }
 
 

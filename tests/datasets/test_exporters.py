@@ -47,10 +47,19 @@ def clips(manifest):
 @pytest.mark.parametrize("to", WRITERS)
 def test_the_counts_add_up(manifest, tmp_path, to):
     summary = export(manifest, to, tmp_path / "out")
-    lost = 0 if to == "npz" else 1  # npz has a word for frames without a pose
-    assert (summary.clips, summary.clips_without_pose, summary.clips_failed) == (3 - lost, lost, 1)
-    assert (summary.frames, summary.frames_without_pose) == (18 + 20, 2 + 20)
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["frames"] == 38
+    unposed = WRITERS[to].unposed
+    if to == "sana_wm":  # every clip of this manifest has lengths in a unit of its own
+        expected = (0, 0, {"frames_without_pose": 1, "relative_scale": 1})
+    elif unposed == "refused":
+        expected = (1, 20, {"frames_without_pose": 1})
+    else:
+        expected = (3, 18 + 20, {}) if unposed == "marked" else (2, 18 + 20, {})
+    assert (summary.clips, summary.frames, summary.clips_left_out) == expected
+    assert summary.clips_without_pose == (0 if unposed == "marked" else 1)
+    assert summary.clips_failed == 1 and summary.frames_without_pose == 2 + 20
+    assert summary.clips + sum(summary.clips_left_out.values()) + summary.clips_without_pose == 3
+    assert summary.clips_distorted == (0 if WRITERS[to].distortion or not summary.clips or to == "sana_wm" else 1)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["frames"] == expected[1]
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
@@ -151,6 +160,6 @@ def test_other_files_are_not_touched(manifest, tmp_path):
 
 
 def test_unknown_format(manifest, tmp_path):
-    with pytest.raises(LongtakeError, match=r"no export format 'kitti'.*nerfstudio"):
-        export(manifest, "kitti", tmp_path / "out")
+    with pytest.raises(LongtakeError, match=r"no export format 'usd'.*nerfstudio"):
+        export(manifest, "usd", tmp_path / "out")
     assert not (tmp_path / "out").exists()
