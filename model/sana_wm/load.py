@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...errors import BadWeights
 from ..tensor_file import DTYPE_BYTES, read_safetensors_header
 from .config import SANA_WM, SanaWMConfig
+from .fp8 import to_fp8
 from .network import SanaWM
 
 RENAMED = {"t_embedder.mlp.0.": "t_embedder.linear_1.", "t_embedder.mlp.2.": "t_embedder.linear_2."}
@@ -33,6 +34,7 @@ def load(
     device: torch.device | str,
     dtype: torch.dtype,
     attention_dtype: torch.dtype | None = None,
+    fp8: bool = False,
     config: SanaWMConfig = SANA_WM,
 ) -> SanaWM:
     """SANA-WM with the weights of a checkpoint, for inference, read onto the device one tensor at a time.
@@ -41,13 +43,15 @@ def load(
         path: a safetensors file, or the `.safetensors.index.json` beside the parts of one, in either layout.
         dtype: what the weights become, and the network computes in; gates' decays stay float32.
         attention_dtype: see `SanaWM`.
+        fp8: large linear layers in eight bits, made of those in `dtype` one after the other; see fp8.py.
 
     Raises:
         BadWeights: a file cannot be read, is damaged, or is not the checkpoint of such a network.
     """
     with torch.device("meta"):
         net = SanaWM(config, attention_dtype=attention_dtype)
-    return read_weights(net, path, device=device, dtype=dtype, float32=KEPT_FLOAT32, renamed=RENAMED, left_out=LEFT_OUT)
+    read_weights(net, path, device=device, dtype=dtype, float32=KEPT_FLOAT32, renamed=RENAMED, left_out=LEFT_OUT)
+    return to_fp8(net) if fp8 else net
 
 
 def read_weights(
