@@ -2,7 +2,7 @@
 
     probe (a file) -> shots -> for each shot: [depth ->] track -> quality -> sheet -> a row of the manifest
 
-The stage `depth` is there where networks are asked for, or depth is given.
+as `GRAPH` declares it. The stage `depth` is there where networks are asked for, or depth is given.
 
 Every input ends in at least one row, or is counted as a duplicate of another with the same bytes. A run may be cut off
 anywhere: the next one with the same output takes up what is on record (`stages`) and commits what is missing.
@@ -44,7 +44,7 @@ from .depth import (
 from .display import make_display
 from .ledger import Ledger, Run
 from .run import carry_out, check_executor, fingerprint, given_file, scratch_file
-from .stages import Artifacts, Job, Outcome, Progress, Ref, Resources, Stage
+from .stages import Artifacts, Graph, Job, Outcome, Progress, Ref, Resources, Stage
 
 CAMERA_NAMES = (("fx", "fl_x"), ("fy", "fl_y"), ("cx", "cx"), ("cy", "cy"))
 LIMIT_S, LIMIT_S_PER_FRAME = 600.0, 5.0  # a job that takes longer hangs: some hundred times what it should take
@@ -206,10 +206,11 @@ def _sheet(
 
 PROBE = Stage(name="probe", version=1, fn=_probe)
 SHOTS = Stage(name="shots", version=2, fn=_shots)
-DEPTH = Stage(name="depth", version=1, fn=_depth, resources=Resources(cpus=1, memory_bytes=8 << 30))
+DEPTH = Stage(name="depth", version=1, fn=_depth, resources=Resources(cpus=1, memory_bytes=8 << 30), resident=True)
 TRACK = Stage(name="track", version=4, fn=_track, resources=Resources(cpus=1, memory_bytes=2 << 30))
 QUALITY = Stage(name="quality", version=1, fn=_quality)
 SHEET = Stage(name="sheet", version=1, fn=_sheet)
+GRAPH = Graph(chains=((PROBE,), (SHOTS,), (DEPTH, TRACK, QUALITY, SHEET)))  # of a file, its content, and each shot
 VERSIONS = {stage.name: str(stage.version) for stage in (PROBE, SHOTS, TRACK, QUALITY)}  # of every run
 
 
@@ -310,7 +311,9 @@ def annotate(
     executor: str = "local",
     jobs: int | None = None,
     address: str | None = None,
+    gpu_share: float = 1.0,
     retry_failed: bool = False,
+    max_failed_ratio: float | None = None,
     report: bool = True,
     quiet: bool = True,
 ) -> Run:
@@ -324,7 +327,9 @@ def annotate(
         executor: "local" (worker processes of this machine) or "ray".
         jobs: jobs at the same time. For local 1 by default, and 0 means in this very process; for ray as many as CPUs.
         address: of a Ray cluster; None starts one on this machine.
+        gpu_share: of a GPU that the networks of one job take on Ray: at 0.5 two share one.
         retry_failed: work failed clips out again.
+        max_failed_ratio: stop once more than this share of the clips has failed. None: go on whatever fails.
         report: draw each clip's pictures, and write report.html into the folder.
         quiet: show no progress.
 
@@ -337,7 +342,9 @@ def annotate(
     config = config or AnnotateConfig()
     if stills is not None:
         config = replace(config, stills=stills)
-    check_executor(executor, jobs, address)
+    check_executor(executor, jobs, address, max_failed_ratio)
+    if not gpu_share > 0:
+        raise UsageError(f"networks take some share of a GPU, not {gpu_share}")
     if not inputs:
         raise UsageError("nothing to annotate: give video files, folders of images or patterns")
     try:
@@ -367,7 +374,7 @@ def annotate(
     for words in remarks(networks):
         display.note(words)
     store = Artifacts(manifest.folder / "artifacts")
-    graph = _Graph(ledger, store, config, networks, sheets=report)
+    graph = _Graph(ledger, store, config, networks, sheets=report, gpu_share=gpu_share)
     return carry_out(
         graph.first_jobs(sources),
         graph.after,
@@ -378,6 +385,8 @@ def annotate(
         address=address,
         retry_failed=retry_failed,
         report=report,
+        graph=GRAPH,
+        max_failed_ratio=max_failed_ratio,
     )
 
 
@@ -421,13 +430,20 @@ class _Graph:
     """Which job follows from which outcome, for every input of a run."""
 
     def __init__(
-        self, ledger: Ledger, store: Artifacts, config: AnnotateConfig, networks: Sequence[Facts], *, sheets: bool
+        self,
+        ledger: Ledger,
+        store: Artifacts,
+        config: AnnotateConfig,
+        networks: Sequence[Facts],
+        *,
+        sheets: bool,
+        gpu_share: float,
     ) -> None:
         self.ledger = ledger
         self.store = store
         self.config = config
         self.networks = networks
-        gpus = 1.0 if networks and uses_gpu(config.depth.device) else 0.0
+        gpus = gpu_share if networks and uses_gpu(config.depth.device) else 0.0
         self.depth_stage = replace(DEPTH, resources=replace(DEPTH.resources, gpus=gpus))
         self.sheets = sheets
         self.places: dict[str, _Place] = {}  # key of a job that is not over -> its place
@@ -452,13 +468,13 @@ class _Graph:
         refused = None
         if outcome.status != "ok":
             refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
-            if outcome.status == "failed":  # on record from now on: only --retry-failed tries again
-                self.store.save(job.key, refused, {"stage": job.stage.name, "seconds": outcome.seconds})
+            for link in job.then.chain() if job.then else ():
+                del self.places[link.key]
         place.timings_s[job.stage.name] = seconds = self.store.about(job.key)["seconds"]
         self.ledger.stage_seconds[job.stage.name] += seconds
         if job.stage.name == TRACK.name and outcome.reason == "out_of_memory" and not place.reduced:
             place.reduced = True
-            return [self._track_job(place)]
+            return [GRAPH.link(*self._from_track(place))]
         if job.stage.name != SHEET.name:  # a clip is not refused for lack of pictures of it
             place.refused = place.refused or refused
         match job.stage.name:
@@ -466,22 +482,19 @@ class _Graph:
                 return self._after_probe(place, job.key)
             case "shots":
                 return self._after_shots(place, job.key)
-            case "depth" if outcome.status == "ok":
-                place.depth_key = job.key
-                return [self._track_job(place)]
-            case "depth" | "track":  # a refusal of depth stands in the track's place
+            case "depth" | "track" if refused:  # a refusal of depth stands in the track's place
                 place.track_key = job.key
-                config = (self.config.quality, self.config.video)
-                return [self._shot_job(QUALITY, config, place)]  # of a refused shot too: for its pictures
-            case "quality":
-                if outcome.status == "ok":
-                    place.quality = self.store.load(job.key)
-                    if self.sheets:
-                        return [self._shot_job(SHEET, (self.config.video,), place)]
-            case "sheet":
-                if outcome.status == "ok":
-                    self._write_sheet(place, self.store.load(job.key))
-        self._finish(place)
+                return [GRAPH.link(*self._from_quality(place))]  # for the pictures of a refused shot
+            case "depth":
+                place.depth_key = job.key
+            case "track":
+                place.track_key = job.key
+            case "quality" if not refused:
+                place.quality = self.store.load(job.key)
+            case "sheet" if not refused:
+                self._write_sheet(place, self.store.load(job.key))
+        if refused or job.then is None:
+            self._finish(place)
         return []
 
     def _after_probe(self, place: _Place, key: str) -> Iterable[Job]:
@@ -511,8 +524,25 @@ class _Graph:
             if row := self.ledger.current(own.clip_id):
                 self.ledger.count(row, own.name, "")
             else:
-                jobs.append(self._depth_job(own) if self.config.asks_depth else self._track_job(own))
+                jobs.append(GRAPH.link(*self._from_depth(own)))
         return jobs
+
+    def _from_depth(self, place: _Place) -> list[Job]:
+        """The jobs of a shot."""
+        if not self.config.asks_depth:
+            return self._from_track(place)
+        depth = self._depth_job(place)
+        return [depth, *self._from_track(place, depth.key)]
+
+    def _from_track(self, place: _Place, depth_key: str = "") -> list[Job]:
+        track = self._track_job(place, depth_key or place.depth_key)
+        return [track, *self._from_quality(place, track.key)]
+
+    def _from_quality(self, place: _Place, track_key: str = "") -> list[Job]:
+        """What looks at a shot's pictures; of a shot that was refused too."""
+        key = track_key or place.track_key
+        jobs = [self._shot_job(QUALITY, (self.config.quality, self.config.video), place, key)]
+        return [*jobs, self._shot_job(SHEET, (self.config.video,), place, key)] if self.sheets else jobs
 
     def _depth_job(self, place: _Place) -> Job:
         assert place.info
@@ -529,23 +559,23 @@ class _Graph:
     def _known(self, pattern: str | None, scale: Scale | None, place: _Place) -> Known | None:
         return None if pattern is None else Known(path=given_file(pattern, place.source), metric=scale == "metric")
 
-    def _track_job(self, place: _Place) -> Job:
+    def _track_job(self, place: _Place, depth_key: str) -> Job:
         assert place.info
         track = self.config.track
         if place.reduced:
             track = replace(track, max_side=track.max_side // 2)
         config = (self.config.intrinsics, track, self.config.video)
         poses = self._known(self.config.given_poses, self.config.given_poses_scale, place)
-        upstream = [place.shots_key, *([place.depth_key] if place.depth_key else []), *_identity(poses)]
+        upstream = [place.shots_key, *([depth_key] if depth_key else []), *_identity(poses)]
         key = TRACK.key(place.info.sha256, (place.position, *config), tuple(upstream))
-        depth = Ref(key=place.depth_key) if place.depth_key else None
+        depth = Ref(key=depth_key) if depth_key else None
         refs = (Ref(key=place.info_key), Ref(key=place.shots_key), place.position)
         return self._job(TRACK, key, (*refs, *config, depth, poses), place)
 
-    def _shot_job(self, stage: Stage, config: tuple[object, ...], place: _Place) -> Job:
+    def _shot_job(self, stage: Stage, config: tuple[object, ...], place: _Place, track_key: str) -> Job:
         """A job that takes a shot, its track or refusal, and a configuration."""
-        shot = (Ref(key=place.info_key), Ref(key=place.shots_key), place.position, Ref(key=place.track_key))
-        key = stage.key(place.clip_id, (*config, place.refused is None), (place.track_key,))
+        shot = (Ref(key=place.info_key), Ref(key=place.shots_key), place.position, Ref(key=track_key))
+        key = stage.key(place.clip_id, (*config, place.refused is None), (track_key,))
         return self._job(stage, key, (*shot, *config), place)
 
     def _job(self, stage: Stage, key: str, inputs: tuple[object, ...], place: _Place) -> Job:

@@ -2,7 +2,7 @@
 
 <out>/part-*.parquet            the manifest
 <out>/artifacts/                results of stages, by key
-<out>/runs/<run_id>/run.json    inputs, configuration, versions, machine, counts, seconds by stage
+<out>/runs/<run_id>/run.json    inputs, configuration, versions, machine, counts, jobs and seconds by stage
 <out>/runs/<run_id>/config.toml the resolved configuration, to be given to --config again
 <out>/runs/<run_id>/log.txt     tracebacks, and what libraries had to say
 """
@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,12 +27,14 @@ from ..datasets import filters
 from ..records import LongtakeError
 from .config import MissingPart, config_hash, to_toml, to_tree
 from .display import Display
-from .stages import Outcome, write_atomic
+from .progress import Stages, State
+from .stages import Outcome, Stage, write_atomic
 
 if TYPE_CHECKING:
     from ..datasets.manifest import Manifest
 
 COMMIT_ROWS, COMMIT_S = 64, 30.0  # rows are committed when so many wait, or the oldest has waited so long
+MIN_CLIPS_JUDGED = 20  # before so many clips are done, nothing is said about the share that failed
 LIBRARIES = "longtake torch numpy scipy av opencv-python-headless kornia poselib pyarrow ray".split()
 
 
@@ -101,12 +103,14 @@ class Ledger:
         self.config_hash = config_hash(config)
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}"
         self.folder = self.out / "runs" / self.run_id
-        columns = ["clip_id", "status", "config_hash", "stage_versions", "filter_reasons"]
-        self.present: dict[str, dict[str, Any]] = {r["clip_id"]: r for r in manifest.table(columns).to_pylist()}
+        self._look()
         self.num_inputs = len(inputs)
         self.inputs_left = len(inputs)
         self.expected = 0  # clips that must be counted before the run is over
         self.done: list[dict[str, Any]] = []
+        self.failed = 0  # of them
+        self.worked = 0  # of them, those whose rows this run made
+        self.stages = Stages()
         self.duplicates: list[dict[str, str]] = []
         self.stage_seconds: Counter[str] = Counter()
         self.waiting: dict[str, Mapping[str, Any]] = {}
@@ -132,6 +136,12 @@ class Ledger:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
+    def _look(self) -> None:
+        """Read which rows there are."""
+        self.snapshot = self.manifest.snapshot().number
+        columns = ["clip_id", "status", "config_hash", "stage_versions", "filter_reasons"]
+        self.present: dict[str, dict[str, Any]] = {r["clip_id"]: r for r in self.manifest.table(columns).to_pylist()}
+
     def current(self, clip_id: str) -> dict[str, Any] | None:
         """The row of this clip that needs not be made again: same configuration, same stages; or None."""
         row = self.present.get(clip_id)
@@ -142,6 +152,7 @@ class Ledger:
 
     def add(self, row: Mapping[str, Any], name: str, words: str) -> None:
         """Count a clip, and keep its row for the next commit unless the manifest has it."""
+        self.worked += 1
         if self.current(row["clip_id"]) is None:
             self.waiting_since = self.waiting_since or time.monotonic()
             self.waiting[row["clip_id"]] = row
@@ -150,6 +161,7 @@ class Ledger:
     def count(self, row: Mapping[str, Any], name: str, words: str) -> None:
         """Count a clip whose row is in the manifest."""
         self.done.append({"status": row["status"], "filter_reasons": row["filter_reasons"]})
+        self.failed += row["status"] == "failed"
         self.display.clip(name, row["status"], words or ", ".join(row["filter_reasons"] or ()))
 
     def duplicate(self, source: str, first: str) -> None:
@@ -164,25 +176,58 @@ class Ledger:
             with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as log:
                 print(f"{_now()} {source}: {outcome.job.stage.name}: {outcome.message}\n{outcome.trace}", file=log)
 
+    def name_stages(self, stages: Sequence[Stage]) -> None:
+        """The order in which stages are shown."""
+        for stage in stages:
+            self.stages[stage.name]
+
+    def too_many_failed(self, ratio: float | None) -> bool:
+        """Whether more than this share of the clips has failed."""
+        return ratio is not None and len(self.done) >= MIN_CLIPS_JUDGED and self.failed > ratio * len(self.done)
+
+    def state(self) -> State:
+        """How far the run is."""
+        seconds = time.monotonic() - self.started
+        looked_at = self.num_inputs - self.inputs_left
+        expected = self.expected * self.num_inputs / looked_at if looked_at else 0.0  # of inputs not looked at too
+        per_minute = 60 * self.worked / seconds if self.worked else None
+        left_s = None if per_minute is None else max(0.0, 60 * (expected - len(self.done)) / per_minute)
+        return State(
+            seconds=seconds,
+            clips=len(self.done),
+            known=self.expected,
+            failed=self.failed,
+            inputs_left=self.inputs_left,
+            clips_per_minute=per_minute,
+            seconds_left=left_s,
+            stages=self.stages,
+        )
+
     def tick(self, running: list[tuple[str, int, int]]) -> None:
         """Show the state of things, and commit if it is time to."""
-        self.display.tick(running, len(self.done), self.expected)
+        self.display.tick(running, self.state())
         if len(self.waiting) >= COMMIT_ROWS or (self.waiting and time.monotonic() - self.waiting_since > COMMIT_S):
             self.commit()
 
     def commit(self) -> None:
-        """Publish the rows that wait.
+        """Publish the rows that wait, but those that another run has published meanwhile.
 
         Raises:
             MissingPart: they cannot be written.
         """
-        if self.waiting:
-            try:
-                self.manifest.append(self.waiting.values())
-            except LongtakeError as error:
-                raise MissingPart(str(error)) from error
-            self.committed += len(self.waiting)
-            self.waiting, self.waiting_since = {}, 0.0
+        if not self.waiting:
+            return
+        try:
+            if self.manifest.snapshot().number != self.snapshot:
+                self._look()
+                self.waiting = {id: row for id, row in self.waiting.items() if self.current(id) is None}
+            published = self.manifest.append(self.waiting.values()).number
+        except LongtakeError as error:
+            raise MissingPart(str(error)) from error
+        if published == self.snapshot + 1:  # else somebody was in between: look next time
+            self.snapshot = published
+        self.committed += len(self.waiting)
+        self.waiting, self.waiting_since = {}, 0.0
 
     def close(self, state: str) -> Run:
         """Write the run's last words.
@@ -209,11 +254,16 @@ class Ledger:
         )
         self.about |= {"finished_at": _now(), "duplicate_inputs": self.duplicates, **run.counts()}
         self.about["timings_s"] = {name: round(seconds, 3) for name, seconds in self.stage_seconds.items()}
+        self.about["stages"] = {name: _rounded(asdict(counts)) for name, counts in self.stages.items()}
         self._write()
         return run
 
     def _write(self) -> None:
         write_atomic(self.folder / "run.json", json.dumps(self.about, indent=1))
+
+
+def _rounded(counts: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 3) for name, value in counts.items()}
 
 
 def _now() -> str:

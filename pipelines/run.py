@@ -6,12 +6,10 @@ import glob
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 from ..datasets.report import write_report
 from ..records import LongtakeError
@@ -19,13 +17,13 @@ from .config import MissingPart, RunStopped, UsageError, digest
 from .display import Display
 from .executors import drive, make_executor
 from .ledger import Ledger, Run
-from .stages import Artifacts, Job, Outcome
-
-LEFT_OVER_S = 7 * 86_400.0  # a file that was last written so long ago is nobody's any more
+from .stages import Artifacts, Graph, Job, Outcome, temporary_name
 
 
-def check_executor(executor: str, jobs: int | None, address: str | None) -> None:
-    """Raises UsageError for what cannot be asked of an executor."""
+def check_executor(executor: str, jobs: int | None, address: str | None, max_failed_ratio: float | None = None) -> None:
+    """Raises UsageError for what cannot be asked of an executor or of a run."""
+    if max_failed_ratio is not None and not 0 <= max_failed_ratio <= 1:
+        raise UsageError(f"the largest share of clips that may fail lies between 0 and 1, not at {max_failed_ratio}")
     if executor not in ("local", "ray"):
         raise UsageError(f"executor is local or ray, not {executor!r}")
     if address is not None and executor != "ray":
@@ -45,6 +43,8 @@ def carry_out(
     address: str | None,
     retry_failed: bool,
     report: bool,
+    graph: Graph | None = None,
+    max_failed_ratio: float | None = None,
 ) -> Run:
     """Run the first jobs and all that follow from their outcomes, commit the rows, close the books.
 
@@ -53,19 +53,31 @@ def carry_out(
         jobs: at the same time. For local 1 by default, and 0 means in this very process; for ray as many as CPUs.
         retry_failed: forget the refusals on record.
         report: write report.html into the manifest's folder, unless the run was interrupted.
+        graph: the pipeline's stages, in the order in which they are shown.
+        max_failed_ratio: stop where more than this share of the clips has failed; looked at from
+            `ledger.MIN_CLIPS_JUDGED` clips on. None: go on whatever fails.
 
     Raises:
         LongtakeError: going on was pointless, or rows or the report cannot be written.
     """
     display = ledger.display
-    _sweep(store.root)
+    ledger.name_stages(graph.stages if graph else ())
+    store.sweep()
     pool = None
     try:
         count = jobs if jobs is not None else (0 if executor == "ray" else 1)
         pool = make_executor(executor, store.root, jobs=count, address=address, log=ledger.log)
         with _draining(display) as stopping:
-            again = not retry_failed
-            end = drive(pool, store, first, after, reuse_rejected=again, stopping=stopping, tick=ledger.tick)
+            end = drive(
+                pool,
+                store,
+                first,
+                after,
+                reuse_rejected=not retry_failed,
+                stopping=lambda: stopping() or ledger.too_many_failed(max_failed_ratio),
+                tick=ledger.tick,
+                counts=ledger.stages,
+            )
         ledger.commit()
     except BaseException:
         with suppress(OSError):  # a full disk may be what broke it
@@ -78,6 +90,13 @@ def carry_out(
     if end.stopped:
         ledger.close("stopped")
         raise _why_stopped(end.stopped, ledger.log)
+    if ledger.too_many_failed(max_failed_ratio):
+        ledger.close("stopped")
+        raise RunStopped(
+            f"Stopped: {ledger.failed} of {len(ledger.done)} clips failed, more than a share of {max_failed_ratio:g}. "
+            f"Their rows say why; tracebacks are in {ledger.log}. The same command goes on where it stopped, with "
+            "another --max-failed-ratio, or with --retry-failed once it is mended."
+        )
     ledger.manifest.compact()
     run = ledger.close("interrupted" if end.interrupted else "finished")
     if not report or end.interrupted:
@@ -90,15 +109,7 @@ def carry_out(
 
 def scratch_file(folder: Path, kind: str, suffix: str) -> Path:
     """A name for a file that a job writes before it is stored; what a killed job leaves is swept away by later runs."""
-    return folder / f".tmp-{kind}-{uuid4().hex}{suffix}"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove files that killed processes left here unfinished."""
-    for path in folder.glob("*.tmp-*"):
-        with suppress(OSError):  # another run was faster
-            if path.is_file() and time.time() - path.stat().st_mtime > LEFT_OVER_S:
-                path.unlink()
+    return folder / temporary_name(kind, suffix)
 
 
 def given_file(pattern: str, source: str) -> Path:

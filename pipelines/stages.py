@@ -9,7 +9,10 @@ is done and repeats nothing:
     <out>/artifacts/<k[:2]>/<k>/result.json  everything else; present means done
 
 All are written to a folder of another name, synced, and renamed into place at once: readers see all or nothing, and of
-two writers of one key the second loses harmlessly.
+two writers of one key the second loses harmlessly. Beside its value a result keeps the call that gave it, so that the
+call can be made again (`replay`).
+
+A pipeline declares its stages as a `Graph`; its jobs are linked as the graph says, wherever they run.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -42,6 +47,7 @@ RETRY_SECONDS = (0.2, 1.0, 5.0)  # waits between tries of a job whose input or o
 
 SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 FILE_NAME = re.compile(r"file[0-9]+(\.[a-z0-9]{1,8})?")
+OWNER = re.compile(r"\.tmp-.*-(?P<space>[0-9a-f]{12})-(?P<pid>[0-9]+)-[0-9a-f]{32}")
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
 Status = Literal["ok", "rejected", "failed", "stopped"]  # stopped: this run cannot go on (a full disk)
@@ -49,10 +55,10 @@ Status = Literal["ok", "rejected", "failed", "stopped"]  # stopped: this run can
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one job of a stage occupies; Ray schedules by it, the local executor counts slots alone."""
+    """What one job of a stage occupies. Ray schedules by all of it; the local executor by slots and memory."""
 
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float = 0.0  # 0.5: two share a GPU
     memory_bytes: int | None = None
 
 
@@ -64,6 +70,7 @@ class Stage:
     version: int
     fn: Callable[..., object]  # fn(*inputs, progress=...) -> record | Rejected; importable by name in another process
     resources: Resources = field(default_factory=Resources)
+    resident: bool = False  # loads networks, which then stay: on Ray it runs in actors, not in tasks
 
     def key(self, content: str, config: object, upstream: tuple[str, ...] = ()) -> str:
         """The name of the artifact: sha256 of all that the result depends on, 64 hex digits."""
@@ -77,6 +84,37 @@ class Ref:
     key: str
 
 
+@dataclass(frozen=True)
+class Graph:
+    """The stages of a pipeline as it is declared: chains, each of which is begun for every item that the last stage of
+    the chain before has found. Within a chain a stage follows the one before it, unless that refuses.
+    """
+
+    chains: tuple[tuple[Stage, ...], ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(stage for chain in self.chains for stage in chain)
+
+    def link(self, *jobs: Job) -> Job:
+        """The first of these jobs, which the others follow one by one.
+
+        Raises:
+            ValueError: their stages do not follow each other in one of the chains.
+        """
+        names = [job.stage.name for job in jobs]
+        for chain in self.chains:
+            order = [stage.name for stage in chain if stage.name in names]
+            if names == order:
+                break
+        else:
+            raise ValueError(f"no chain of the graph has the stages {' > '.join(names)} in this order")
+        *earlier, linked = jobs
+        for job in reversed(earlier):
+            linked = replace(job, then=linked)
+        return linked
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
     """One call of a stage. Small enough to send anywhere: records travel as `Ref`s."""
@@ -86,6 +124,14 @@ class Job:
     inputs: tuple[object, ...]
     clip: str  # what a person calls it: path and shot
     limit_s: float = float("inf")  # longer than this and the job is taken for hung
+    then: Job | None = None  # follows where this one gives a result, and not where it gives a refusal
+
+    def chain(self) -> Iterator[Job]:
+        """This job and all that follow it."""
+        job: Job | None = self
+        while job:
+            yield job
+            job = job.then
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,52 +171,132 @@ class Artifacts:
             tree = json.loads((folder / "result.json").read_text(encoding="utf-8"))["value"]
         except FileNotFoundError as error:
             raise KeyError(key) from error
-        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return decode(tree, dict(arrays), folder)
+        return decode(tree, self._arrays(folder), folder)
 
-    def save(self, key: str, value: object, about: dict[str, object] | None = None) -> None:
+    def save(
+        self, key: str, value: object, about: dict[str, object] | None = None, inputs: Sequence[object] = ()
+    ) -> None:
         """Store a value under its key, all or nothing; does nothing harmful where another writer was first.
 
         Files that the value names are moved in; the paths that it has are then of no use, those of `load` are.
+
+        Args:
+            about: plain values that tell of the call.
+            inputs: of the call, for `replay`.
         """
         folder = self.folder(key)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.parent / f".tmp-{key[:16]}-{uuid4().hex}"
+        temporary = folder.parent / temporary_name(key[:16])
         temporary.mkdir()
         try:
             arrays: dict[str, NDArray[Any]] = {}
             files: dict[str, Path] = {}
             tree = encode(value, arrays, files)
+            called_with = encode(list(inputs), arrays)
             for name, path in files.items():
                 shutil.move(path, temporary / name)
                 with open(temporary / name, "rb") as file:
                     os.fsync(file.fileno())
-            with open(temporary / "arrays.npz", "wb") as file:
-                np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-                _sync(file)
+            if arrays:
+                with open(temporary / "arrays.npz", "wb") as file:
+                    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+                    _sync(file)
             with open(temporary / "result.json", "w", encoding="utf-8") as file:
-                json.dump({"about": about or {}, "value": tree}, file, allow_nan=False)
+                json.dump({"about": about or {}, "inputs": called_with, "value": tree}, file, allow_nan=False)
                 _sync(file)
-            try:
-                temporary.rename(folder)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                if not self.has(key):
-                    raise
-            sync_folder(folder.parent)
+            sync_folder(temporary)
+            while not self.has(key):
+                try:
+                    temporary.rename(folder)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    if not self.has(key):  # what a power cut left of a result
+                        self.drop(key)
+                else:
+                    sync_folder(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def refuse(self, outcome: Outcome) -> None:
+        """Put a job on record that failed without a word of its own: only `--retry-failed` tries it again."""
+        job = outcome.job
+        refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
+        self.save(job.key, refused, _about(job, outcome.seconds), job.inputs)
 
     def about(self, key: str) -> dict[str, Any]:
         """Stage, version, clip and seconds of a stored result."""
         return json.loads((self.folder(key) / "result.json").read_text(encoding="utf-8"))["about"]
 
-    def drop(self, key: str) -> None:
-        """Forget a result, so that it is worked out again."""
+    def inputs(self, key: str) -> list[Any]:
+        """What the call was given that left this result; `Ref`s name results of other stages."""
         folder = self.folder(key)
-        (folder / "result.json").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        tree = json.loads((folder / "result.json").read_text(encoding="utf-8"))["inputs"]
+        return decode(tree, self._arrays(folder))
+
+    def keys(self) -> Iterator[str]:
+        """Of all results, in no order."""
+        for path in self.root.glob("??/*/result.json"):
+            if not path.parent.name.startswith("."):
+                yield path.parent.name
+
+    def drop(self, key: str) -> None:
+        """Forget a result at once, so that it is worked out again."""
+        gone = self.root / key[:2] / temporary_name(key[:16])
+        try:
+            self.folder(key).rename(gone)
+        except FileNotFoundError:  # another run was faster
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed processes of this machine left unfinished. No clock is asked: clocks jump."""
+        for pattern in ("*.tmp-*", "??/.tmp-*"):
+            for path in self.root.glob(pattern):
+                if _abandoned(path.name):
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
+
+    def _arrays(self, folder: Path) -> dict[str, NDArray[Any]]:
+        try:
+            with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+                return dict(arrays)
+        except FileNotFoundError:  # the record has none
+            return {}
+
+
+# ---- names of unfinished things ----------------------------------------------------------------------------------
+
+
+def temporary_name(kind: str, suffix: str = "") -> str:
+    """A name for what is not finished: it tells whose it is, so that what a killed process leaves can be removed."""
+    return f".tmp-{kind}-{_process_space()}-{os.getpid()}-{uuid4().hex}{suffix}"
+
+
+def _abandoned(name: str) -> bool:
+    """Whether the process is gone that made a thing of this name; False where that cannot be known."""
+    match = OWNER.search(name)
+    if not match or match["space"] != _process_space():
+        return False
+    try:
+        os.kill(int(match["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
+
+
+@lru_cache
+def _process_space() -> str:
+    """Where a process id means the same process: a machine, and on it a container."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return digest([socket.gethostname(), space])[:12]
 
 
 def run_job(job: Job, root: Path, progress: Progress | None = None, *, may_exit: bool = False) -> Outcome:
@@ -196,7 +322,8 @@ def run_job(job: Job, root: Path, progress: Progress | None = None, *, may_exit:
 
 def _give_up(job: Job, store: Artifacts) -> None:
     message = f"{job.stage.name} had not finished after {job.limit_s:.0f} s"
-    store.save(job.key, Rejected(stage=job.stage.name, reason="timed_out", message=message))
+    refused = Rejected(stage=job.stage.name, reason="timed_out", message=message)
+    store.save(job.key, refused, _about(job, job.limit_s), job.inputs)
     os._exit(1)
 
 
@@ -225,6 +352,11 @@ def _run_job(job: Job, store: Artifacts, progress: Progress | None) -> Outcome:
     raise AssertionError("the last try returns")
 
 
+def run_after(before: Outcome, job: Job, root: Path, *, may_exit: bool = False) -> Outcome:
+    """`run_job` for a job that follows another: not run where that gave no result."""
+    return run_job(job, root, may_exit=may_exit) if before.status == "ok" else before
+
+
 def recorded(job: Job, store: Artifacts, *, reuse_rejected: bool = True) -> Outcome | None:
     """The outcome of a job that was done before, or None; with `reuse_rejected` False a refusal is forgotten."""
     if not store.has(job.key):
@@ -246,9 +378,14 @@ def _result(job: Job, store: Artifacts, progress: Progress | None) -> object:
         value = job.stage.fn(*inputs, progress=progress)
     except BadMedia as error:
         value = Rejected(stage=job.stage.name, reason=error.reason, message=str(error))
-    about = {"stage": job.stage.name, "version": job.stage.version, "clip": job.clip}
-    store.save(job.key, value, {**about, "seconds": round(time.monotonic() - started, 3)})
+    store.save(job.key, value, _about(job, time.monotonic() - started), job.inputs)
     return value
+
+
+def _about(job: Job, seconds: float) -> dict[str, object]:
+    fn = f"{job.stage.fn.__module__}:{job.stage.fn.__qualname__}"
+    words = {"stage": job.stage.name, "version": job.stage.version, "fn": fn, "clip": job.clip}
+    return {**words, "seconds": round(seconds, 3)}
 
 
 def _outcome(
@@ -269,7 +406,10 @@ def _unexpected(job: Job, started: float, error: Exception) -> Outcome:
 
 
 def encode(value: object, arrays: dict[str, NDArray[Any]], files: dict[str, Path] | None = None) -> Any:
-    """A value as plain JSON; its arrays go to `arrays`, its files to `files`, and the JSON names them."""
+    """A value as plain JSON; its arrays go to `arrays`, its files to `files`, and the JSON names them.
+
+    Without `files` a `Path` stays the path that it is.
+    """
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, np.integer)):
@@ -282,7 +422,10 @@ def encode(value: object, arrays: dict[str, NDArray[Any]], files: dict[str, Path
         name = f"a{len(arrays)}"
         arrays[name] = value
         return {"$array": name}
-    if isinstance(value, Path) and files is not None:
+    if isinstance(value, Path) and files is None:
+        return {"$path": str(value)}
+    if isinstance(value, Path):
+        assert files is not None
         name = f"file{len(files)}{value.suffix if SUFFIX.fullmatch(value.suffix) else ''}"
         files[name] = value
         return {"$file": name}
@@ -301,7 +444,7 @@ def encode(value: object, arrays: dict[str, NDArray[Any]], files: dict[str, Path
 
 def decode(tree: Any, arrays: dict[str, NDArray[Any]], folder: Path | None = None) -> Any:
     """The inverse of `encode`. Only longtake's own dataclasses are made, by their constructors, which check them; only
-    files that lie in `folder` itself are named."""
+    files that lie in `folder` itself are named, and without it plain paths."""
     if isinstance(tree, list):
         return [decode(item, arrays, folder) for item in tree]
     if not isinstance(tree, dict):
@@ -310,6 +453,8 @@ def decode(tree: Any, arrays: dict[str, NDArray[Any]], folder: Path | None = Non
         return float(tree["$float"])
     if "$array" in tree:
         return arrays[tree["$array"]]
+    if "$path" in tree and folder is None:
+        return Path(tree["$path"])
     if "$file" in tree:
         return _file_in(folder, tree["$file"])
     if "$tuple" in tree:
@@ -338,7 +483,7 @@ def _file_in(folder: Path | None, name: object) -> Path:
 def keep_file(file: Path, target: Path) -> None:
     """Put a stored file at a place of its own, at once and without a second copy where the disk allows that."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".tmp-{uuid4().hex}")
+    fresh = target.with_name(temporary_name("keep"))
     try:
         try:
             os.link(file, fresh)
@@ -351,7 +496,7 @@ def keep_file(file: Path, target: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a small text file at once: a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".tmp-{path.name}-{uuid4().hex}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)

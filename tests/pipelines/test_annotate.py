@@ -344,4 +344,5 @@ def test_any_file_name_will_do(tmp_path, tracker, name, capsys):
     result = run(odd, out=tmp_path / "out", report=True, quiet=False)
     assert (result.ok, result.failed) == (1, 0)
     assert json.loads((result.folder / "run.json").read_text())["input_paths"] == [str(odd)]
-    assert capsys.readouterr().err.count(": ok") == 1
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(event["clip"], event["status"]) for event in events if event["event"] == "clip"] == [(name, "ok")]

@@ -90,7 +90,9 @@ def test_the_same_command_goes_on(videos, tmp_path, number, code):
     command = ["annotate", str(videos), "--out", str(tmp_path / "out"), "--no-report"]
     with subprocess.Popen([sys.executable, "-m", "longtake", *command], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("0.mp4")  # the first clip is done, others run
+        events = (json.loads(line) for line in process.stderr)
+        first = next(event for event in events if event["event"] == "clip")
+        assert first["clip"] == "0.mp4"  # it is done, others run
         workers = children(process.pid)
         process.send_signal(number)
         rest = process.stderr.read()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
 import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,19 +19,21 @@ import toy_stages as toy
 from longtake.pipelines import executors
 from longtake.pipelines.config import MissingPart
 from longtake.pipelines.executors import Executor, drive, make_executor
-from longtake.pipelines.stages import Artifacts, Job, Outcome
+from longtake.pipelines.progress import Stages
+from longtake.pipelines.stages import Artifacts, Graph, Job, Outcome, Resources
 
 
 @pytest.fixture(scope="module")
-def ray_cluster():
-    """One small Ray for all tests here: starting one takes seconds."""
-    ray = pytest.importorskip("ray")
+def ray_cluster(tmp_path_factory):
+    """One Ray for all tests here, as a run starts it: that takes seconds."""
+    if not find_spec("ray"):
+        pytest.skip("Ray is not installed")
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(toy.__file__).parent))  # where Ray's workers find the toy stages
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-    yield
-    ray.shutdown()
+    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is put into the home folder
+    own = make_executor("ray", tmp_path_factory.mktemp("own"), jobs=2)
+    yield own
+    own.close()
     patch.undo()
 
 
@@ -69,13 +78,45 @@ def test_same_results_everywhere(executor, tmp_path):
     assert sorted(calls.read_text().split()) == ["0", "3", "4", "5"]
 
 
+def test_a_chain_goes_on_unless_it_is_refused(executor, tmp_path):
+    calls, store = tmp_path / "calls", Artifacts(tmp_path / "store")
+    graph = Graph(chains=((toy.COUNT, toy.SUM, toy.TRIPLE),))
+    first = []
+    for n in (0, 3, 4):  # the sum of no numbers is refused
+        count = toy.count_job(n, calls)
+        first.append(graph.link(count, total := toy.sum_job(count), toy.triple_job(total)))
+    heard: list[tuple[str, str, str]] = []
+
+    def after(outcome: Outcome) -> list[Job]:
+        heard.append((outcome.job.clip, outcome.job.stage.name, outcome.status))
+        return []
+
+    counts = Stages()
+    assert drive(executor, store, first, after, counts=counts) == executors.Drive()
+    for n in (3, 4):
+        assert [h[1:] for h in heard if h[0] == f"count {n}"] == [("count", "ok"), ("sum", "ok"), ("triple", "ok")]
+    assert [h[1:] for h in heard if h[0] == "count 0"] == [("count", "ok"), ("sum", "rejected")]
+    assert [store.load(list(job.chain())[-1].key) for job in first[1:]] == [9, 18]
+    assert {name: (c.done, c.refused, c.failed, c.queued) for name, c in counts.items()} == {
+        "count": (3, 0, 0, 0),
+        "sum": (2, 1, 0, 0),
+        "triple": (2, 0, 0, 0),
+    }
+    heard.clear()
+    store.drop(list(first[1].chain())[1].key)
+    drive(executor, store, first, after, counts=(again := Stages()))
+    assert len(heard) == 8 and sum(c.resumed for c in again.values()) >= 6  # the lost one alone is worked out again
+    assert sorted(calls.read_text().split()) == ["0", "3", "4"]
+
+
 def test_surprises_fail_one_clip_and_stop_when_they_repeat(executor, tmp_path):
     bad = [toy.job(toy.stumble, f"clip {i}", clip=f"clip {i}") for i in range(40)]
     outcomes, end = run(executor, tmp_path / "store", [*bad[:4], toy.count_job(2, tmp_path / "calls")])
     assert end.stopped is None and sorted(o.status for o in outcomes) == ["failed"] * 4 + ["ok"] * 2
     outcomes, end = run(executor, tmp_path / "store", bad)
     assert end.stopped is not None and end.stopped.reason == "internal_error"
-    assert 5 <= len(outcomes) < 5 + executors.WINDOW * executor.slots  # what was in flight is waited for, no more
+    assert sum(o.resumed for o in outcomes) == 4  # failures are on record
+    assert 5 <= len(outcomes) - 4 < 5 + executors.WINDOW * executor.slots  # what was in flight is waited for, no more
 
 
 @pytest.mark.parametrize("number, reason", [(signal.SIGKILL, "out_of_memory"), (signal.SIGSEGV, "crashed")])
@@ -87,6 +128,132 @@ def test_a_killed_worker_costs_one_job(tmp_path, number, reason):
     pool.close()
     assert {o.reason for o in outcomes if o.job.clip == "bad"} == {reason}
     assert sum(o.status == "ok" for o in outcomes) == 4
+
+
+@pytest.mark.parametrize("kind", ["workers", "ray"])
+def test_what_killed_a_worker_by_chance_costs_nothing(kind, tmp_path, request):
+    if kind == "ray":
+        request.getfixturevalue("ray_cluster")
+    pool = make_executor("ray" if kind == "ray" else "local", tmp_path / "store", jobs=2)
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    unlucky = toy.job(toy.die_first, str(deaths), executors.TRIES - 1, clip="unlucky")
+    outcomes, _ = run(pool, tmp_path / "store", [unlucky, toy.count_job(2, tmp_path / "calls")])
+    pool.close()
+    assert [o.status for o in outcomes] == ["ok"] * 3
+    assert Artifacts(tmp_path / "store").load(unlucky.key) == executors.TRIES
+
+
+def test_a_worker_that_dies_idle_is_replaced(tmp_path):
+    pool = executors.Workers(tmp_path / "store", jobs=1)
+    pool.workers[0].process.kill()
+    pool.workers[0].process.wait()
+    outcomes, _ = run(pool, tmp_path / "store", [toy.count_job(2, tmp_path / "calls")])
+    pool.close()
+    assert [o.status for o in outcomes] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("free_gib, together", [(25, 1), (15, 0)])
+def test_memory_decides_what_runs_together(tmp_path, monkeypatch, free_gib, together):
+    monkeypatch.setattr(executors, "free_bytes", lambda: free_gib << 30)
+    pool = executors.Workers(tmp_path / "store", jobs=2)
+    here = tmp_path / "here"
+    here.mkdir()
+    need = Resources(memory_bytes=10 << 30)
+    jobs = [toy.job(toy.meet, str(here), str(i), together, clip=str(i), resources=need) for i in range(2)]
+    outcomes, _ = run(pool, tmp_path / "store", jobs)
+    pool.close()
+    assert [o.status for o in outcomes] == ["ok", "ok"]
+    assert [Artifacts(tmp_path / "store").load(job.key) for job in jobs] == [together] * 2
+
+
+def test_free_memory_is_that_of_this_machine():
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < executors.free_bytes() < whole
+
+
+@pytest.fixture
+def own_ray(ray_cluster):
+    """Ray as a process starts it that has not imported Ray before: what others have set is theirs."""
+    if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0" or os.environ.get("RAY_AUTH_MODE") != "token":
+        pytest.skip("another test imported Ray first; run this module by itself")
+    return ray_cluster
+
+
+def test_own_ray_listens_to_this_machine_alone(own_ray):
+    inodes = set()
+    for pid in descendants(os.getpid()):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                inodes.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    listening = [
+        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()
+    ]
+    ours = [row for row in listening if len(row) > 9 and row[3] == "0A" and row[9] in inodes]
+    assert len(ours) >= 5, "the cluster's servers"
+    assert {row[1].partition(":")[0] for row in ours} <= loopback
+
+
+def test_own_ray_asks_for_a_token(own_ray):
+    """Another process of this machine that does not have it finds no cluster."""
+    address = own_ray.ray.get_runtime_context().gcs_address
+    script = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", script, address], env=environment, capture_output=True, text=True)
+    assert done.returncode and "token" in done.stderr.lower()
+
+
+def descendants(pid: int) -> list[int]:
+    found = [pid]
+    with suppress(OSError):  # it ended while we looked
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [p for child in (task / "children").read_text().split() for p in descendants(int(child))]
+    return found
+
+
+def test_networks_stay_in_actors(tmp_path, ray_cluster):
+    """One is loaded once, stages after it go on in tasks, and what kills an actor costs one job."""
+    pool = make_executor("ray", tmp_path / "store", jobs=2)
+    log = tmp_path / "loaded"
+    chains = []
+    for i in range(5):
+        network = toy.job(toy.use_network, str(log), name="network", clip=f"clip {i}", resident=True)
+        chains.append(replace(network, then=toy.triple_job(network)))
+    bad = toy.job(toy.die, int(signal.SIGKILL), name="network", clip="bad", resident=True)
+    outcomes, _ = run(pool, tmp_path / "store", [*chains, bad])
+    pool.close()
+    store = Artifacts(tmp_path / "store")
+    users = {store.load(job.key) for job in chains}
+    assert users <= set(map(int, log.read_text().split())) and len(log.read_text().split()) == len(users) == 1
+    failed = [o for o in outcomes if o.status != "ok"]
+    assert [(o.job.clip, o.reason) for o in failed] == [("bad", "crashed")] and len(outcomes) == 11
+
+
+def test_a_chain_waits_for_its_network(tmp_path, ray_cluster):
+    pool = make_executor("ray", tmp_path / "store", jobs=2)
+    count = toy.count_job(3, tmp_path / "calls")
+    total = toy.sum_job(count)
+    network = toy.job(toy.use_network, str(tmp_path / "loaded"), name="network", clip=count.clip, resident=True)
+    chain = replace(count, then=replace(total, then=replace(network, then=toy.triple_job(network))))
+    heard: list[str] = []
+    drive(pool, Artifacts(tmp_path / "store"), [chain], lambda outcome: heard.append(outcome.job.stage.name) or [])
+    pool.close()
+    assert heard == ["count", "sum", "network", "triple"]
+
+
+def test_a_gpu_that_is_not_there_is_told(tmp_path, ray_cluster):
+    job = toy.job(toy.use_network, str(tmp_path / "loaded"), resources=Resources(gpus=0.5))
+    with pytest.raises(MissingPart, match=r"asks for 0\.5 GPUs"):
+        ray_cluster.submit(job)
+
+
+def test_more_memory_than_there_is_runs_alone(tmp_path, ray_cluster):
+    pool = make_executor("ray", tmp_path / "store", jobs=2)
+    job = toy.job(toy.use_network, str(tmp_path / "loaded"), resources=Resources(memory_bytes=1 << 60))
+    outcomes, _ = run(pool, tmp_path / "store", [job])
+    pool.close()
+    assert [o.status for o in outcomes] == ["ok"]
 
 
 def test_a_killed_ray_worker_costs_one_job(tmp_path, ray_cluster):

@@ -29,6 +29,10 @@ def add_up(numbers: dict[str, NDArray[np.int64]], *, progress: Progress | None) 
     return int(numbers["numbers"].sum())
 
 
+def triple(number: int, *, progress: Progress | None) -> int:
+    return 3 * number
+
+
 def refuse(*, progress: Progress | None) -> None:
     raise BadMedia("not_a_video", "this is text")
 
@@ -58,12 +62,49 @@ def fail_first(marker: str, error: int, *, progress: Progress | None) -> str:
     raise OSError(error, os.strerror(error))
 
 
+def die_first(folder: str, times: int, *, progress: Progress | None) -> int:
+    """Kills its process so many times; then says how often it was called."""
+    calls = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(calls)).touch()
+    if calls < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return calls + 1
+
+
+def meet(folder: str, name: str, others: int, *, progress: Progress | None) -> int:
+    """Waits until so many others are here at the same time, but not for ever; how many were."""
+    mine = Path(folder) / name
+    mine.touch()
+    deadline = time.monotonic() + 30
+    while (seen := len(list(Path(folder).iterdir())) - 1) < others and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if not others:
+        mine.unlink()
+    return seen
+
+
+LOADED: list[str] = []  # in this process
+
+
+def use_network(log: str, *, progress: Progress | None) -> int:
+    """Loads once in a process, and leaves a line in the file `log` when it does; which process it is."""
+    if not LOADED:
+        LOADED.append(log)
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+    return os.getpid()
+
+
 COUNT = Stage(name="count", version=1, fn=count)
 SUM = Stage(name="sum", version=1, fn=add_up)
+TRIPLE = Stage(name="triple", version=1, fn=triple)
 
 
-def job(fn, *inputs: object, name: str = "toy", clip: str = "clip", limit_s: float = float("inf")) -> Job:
-    stage = Stage(name=name, version=1, fn=fn)
+def job(
+    fn, *inputs: object, name: str = "toy", clip: str = "clip", limit_s: float = float("inf"), **stage_options
+) -> Job:
+    stage = Stage(name=name, version=1, fn=fn, **stage_options)
     return Job(stage=stage, key=stage.key(clip, inputs), inputs=inputs, clip=clip, limit_s=limit_s)
 
 
@@ -73,3 +114,7 @@ def count_job(n: int, calls: Path) -> Job:
 
 def sum_job(counted: Job) -> Job:
     return Job(stage=SUM, key=SUM.key("", None, (counted.key,)), inputs=(Ref(key=counted.key),), clip=counted.clip)
+
+
+def triple_job(before: Job) -> Job:
+    return Job(stage=TRIPLE, key=TRIPLE.key("", None, (before.key,)), inputs=(Ref(key=before.key),), clip=before.clip)
