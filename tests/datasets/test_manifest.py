@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtake.datasets import manifest as module
+from longtake.datasets import storage
 from longtake.datasets.manifest import check_writable, create_manifest, open_manifest
 from longtake.datasets.schema import SCHEMA
 from longtake.records import LongtakeError
@@ -29,6 +33,10 @@ def folder(tmp_path) -> Path:
 
 def names(folder: Path) -> set[str]:
     return {p.name for p in folder.rglob("*") if p.is_file()}
+
+
+def indexes(folder: Path) -> set[str]:
+    return {f"{name}.npy" for name in listed(folder)}
 
 
 def listed(folder: Path) -> set[str]:
@@ -82,7 +90,7 @@ def test_only_parts_match_parquet_globs(folder, make_row):
     manifest.append([make_row("b.mp4")])
     assert {p.name for p in folder.rglob("*.parquet")} == listed(folder)
     assert all(name.startswith("part-") for name in listed(folder))
-    assert names(folder) == listed(folder) | {"0.json", "1.json", "2.json"}
+    assert names(folder) == listed(folder) | indexes(folder) | {"0.json", "1.json", "2.json"}
 
 
 def test_selected_columns_and_rows(folder, make_row):
@@ -226,7 +234,7 @@ def test_the_loser_of_a_race_looks_again(folder, make_row, monkeypatch):
     assert {p.name for p in folder.glob("*.parquet")} == listed(folder)
 
 
-@pytest.mark.parametrize("call", ["pq.write_table", "os.link"])
+@pytest.mark.parametrize("call", ["pq.ParquetWriter", "os.link"])
 def test_killed_before_publication_nothing_is_seen(folder, make_row, call):
     create_manifest(folder).append([make_row("a.mp4")])
     before = listed(folder)
@@ -237,8 +245,8 @@ def test_killed_before_publication_nothing_is_seen(folder, make_row, call):
         real = owner.{call.split(".")[1]}
         def killed(*args, **kwargs):
             if "pq" in {call!r}:
-                args[1].write(b"PAR1 half a file")
-                args[1].flush()
+                args[0].write(b"PAR1 half a file")
+                args[0].flush()
             os.kill(os.getpid(), signal.SIGKILL)
         owner.{call.split(".")[1]} = killed
         manifest.append([row("b.mp4"), row("a.mp4")])
@@ -313,7 +321,7 @@ def test_outputs_that_cannot_be_written_are_known_before(tmp_path, monkeypatch):
         with pytest.raises(LongtakeError, match="has no hard links"):
             check_writable(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+        patch.setattr(storage.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
         with pytest.raises(LongtakeError, match="Only 3 MiB are free"):
             check_writable(tmp_path / "a")
     check_writable(tmp_path / "a")
@@ -389,6 +397,219 @@ def test_validate_finds_what_is_wrong(folder, make_row, tmp_path):
         list(manifest.rows())
     with pytest.raises(LongtakeError, match="is damaged"):
         open_manifest(folder).ids()
+
+
+def test_files_and_rows_that_do_not_belong_together(folder, make_row):
+    manifest = create_manifest(folder)
+    row = make_row("a.mp4")
+    content = b"not really a film"
+    row |= {"uri": "clips/a.mp4", "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    for name in ("clips/a.mp4", f"sidecars/{row['clip_id']}/contact_3.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    manifest.append([row])
+    assert manifest.validate(hashes=True) == []
+    for name in ("clips/b.mp4", "sidecars/gone/depth.zip"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    assert manifest.validate() == [f"{name}: belongs to no row" for name in ("clips/b.mp4", "sidecars/gone/depth.zip")]
+    for name in ("clips/b.mp4", "sidecars/gone/depth.zip"):
+        (folder / name).unlink()
+    (folder / "clips" / "a.mp4").write_bytes(content[::-1])
+    assert manifest.validate() == []
+    assert "uri clips/a.mp4 has SHA-256" in manifest.validate(hashes=True)[0]
+    (folder / "clips" / "a.mp4").write_bytes(content + b"!")
+    assert "uri clips/a.mp4 has 18 bytes, not 17" in manifest.validate(hashes=True)[0]
+
+
+def test_a_part_that_was_changed_is_told(folder, make_row):
+    manifest = create_manifest(folder)
+    manifest.append([make_row("a.mp4", failed=True)])
+    path = manifest.paths()[0]
+    data = path.read_bytes()
+    at = data.index(b"only 3 features")
+    path.write_bytes(data[:at] + b"only 4 features" + data[at + 15 :])
+    assert any("its content is not what snapshot 1 was made with" in p for p in open_manifest(folder).validate())
+
+
+def test_indexes_are_made_anew_and_wrong_ones_told(folder, make_row):
+    rows = [make_row(f"{i}.mp4") for i in range(70)]
+    create_manifest(folder).append(rows)
+    (path,) = (folder / "_index").iterdir()
+    right = path.read_bytes()
+    for wrong in (None, b"", b"no array", right[:-12]):
+        path.unlink(missing_ok=True)
+        if wrong is not None:
+            path.write_bytes(wrong)
+        assert open_manifest(folder).row(rows[66]["clip_id"], ["source_uri"]) == {"source_uri": "/videos/66.mp4"}
+    table = np.load(io.BytesIO(right))
+    np.save(path, np.roll(table, 1))
+    assert f"_index/{path.name}: not of this part" in open_manifest(folder).validate()[-1]
+    path.unlink()
+    open_manifest(folder).append([rows[0] | {"run_id": "again"}])  # without the index, too, a row replaces its like
+    assert len(open_manifest(folder)) == 70
+    (folder / "_index" / "part-gone.parquet.npy").write_bytes(b"left over")
+    assert open_manifest(folder).gc(0) == ["part-gone.parquet.npy"]
+
+
+def test_old_snapshots_are_emptied_but_keep_their_names(folder, make_row):
+    manifest = create_manifest(folder)
+    for i in range(3):
+        manifest.append([make_row(f"{i}.mp4")])
+    slow = open_manifest(folder)
+    assert manifest.gc() == [] and (folder / "_snapshots" / "1.json").stat().st_size
+    manifest.gc(0)
+    sizes = {p.name: p.stat().st_size for p in (folder / "_snapshots").iterdir()}
+    assert sizes.pop("3.json") and set(sizes) == {"0.json", "1.json", "2.json"} and not any(sizes.values())
+    slow.append([make_row("3.mp4")])
+    assert open_manifest(folder).snapshot().number == 4 and len(slow) == 4
+
+
+def test_rows_from_a_generator_fill_parts_of_bounded_size(folder, make_row, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_CLIPS", 64)
+    monkeypatch.setattr(module, "PART_BYTES", 5_000)
+    rows = (make_row(f"{i}.mp4") for i in range(150))
+    snapshot = create_manifest(folder).append(rows)
+    assert snapshot.number == 1 and [part.rows for part in snapshot.parts] == [64, 64, 22]
+    assert [r["source_uri"] for r in open_manifest(folder).rows(["source_uri"])] == [
+        f"/videos/{i}.mp4" for i in range(150)
+    ]
+    with pytest.raises(ValueError, match="two of the rows"):
+        open_manifest(folder).append(make_row(f"{'ab'[i % 149 == 0]}{i % 149}.mp4") for i in range(150))
+    assert open_manifest(folder).snapshot() == snapshot and not list((folder / "_staging").iterdir())
+    assert {p.name for p in (folder / "_index").iterdir()} == indexes(folder)
+
+
+def test_many_small_parts_are_joined_while_rows_come_in(folder, make_row, monkeypatch):
+    monkeypatch.setattr(module, "SMALL_PARTS", 4)
+    manifest = create_manifest(folder)
+    for i in range(9):
+        assert len(manifest.append([make_row(f"{i}.mp4")]).parts) <= 5
+    assert manifest.table(["source_uri"])["source_uri"].to_pylist() == [f"/videos/{i}.mp4" for i in range(9)]
+
+
+def test_compact_makes_several_parts_where_one_would_be_too_large(folder, make_row, monkeypatch):
+    manifest = create_manifest(folder)
+    sizes = [manifest.append([make_row(f"{i}.mp4")]).parts[-1].bytes for i in range(5)]
+    monkeypatch.setattr(module, "PART_BYTES", round(2.5 * max(sizes)))
+    assert [part.rows for part in manifest.compact().parts] == [2, 2, 1]
+    assert len(manifest.ids()) == 5
+
+
+def test_merge_takes_the_newest_row_of_each_clip(tmp_path, make_row):
+    def at(year, name, **more):
+        return make_row(name, run_id=str(year)) | {"created_at": datetime(year, 1, 1, tzinfo=UTC)} | more
+
+    here, one, two = (create_manifest(tmp_path / name) for name in ("here", "one", "two"))
+    here.append([at(2020, "a.mp4"), at(2020, "b.mp4"), at(2020, "e.mp4")])
+    one.append([at(2021, "a.mp4", uri="clips/a.mp4"), at(2019, "b.mp4"), at(2021, "c.mp4", uri="/films/c.mp4")])
+    two.append([at(2022, "c.mp4"), at(2022, "d.mp4", uri="s3://bucket/d.mp4", depth_uri="../d.zip")])
+    done = here.merge(one, two)
+    assert (done.added, done.replaced, done.left) == (2, 1, 2)
+    found = {Path(r["source_uri"]).stem: r for r in here.rows()}
+    assert {name: row["run_id"] for name, row in found.items()} == {
+        "a": "2021",
+        "b": "2020",
+        "c": "2022",
+        "d": "2022",
+        "e": "2020",
+    }
+    assert found["a"]["uri"] == str(tmp_path / "one" / "clips" / "a.mp4")
+    assert (found["d"]["uri"], found["d"]["depth_uri"]) == ("s3://bucket/d.mp4", str(tmp_path / "d.zip"))
+    assert here.snapshot().number == 2
+    assert here.merge(one, two) == module.Merged(added=0, replaced=0, left=5) and here.snapshot().number == 2
+
+
+def older_part(folder: Path, *, without: list[str], more: dict, version: str) -> Path:
+    """Rewrites the only part as another version of the schema would have written it."""
+    (path,) = open_manifest(folder).paths()
+    table = pq.read_table(path).drop_columns(without)
+    for name, values in more.items():
+        table = table.append_column(name, values)
+    stamp = b"longtake.clips/" + version.encode()
+    pq.write_table(table.replace_schema_metadata({**SCHEMA.metadata, b"longtake.schema": stamp}), path)
+    return path
+
+
+def test_migrate_adds_new_columns_and_keeps_unknown_ones(folder, make_row):
+    manifest = create_manifest(folder)
+    manifest.append([make_row("a.mp4"), make_row("b.mp4")])
+    weather = pa.array([{"rain": True, "mm": [1, 2]}, None])
+    old = older_part(folder, without=["splat_uri", "prompt"], more={"weather": weather}, version="1.0")
+    manifest.append([make_row("c.mp4")])
+    before = manifest.snapshot()
+    assert manifest.table(["weather", "prompt"]).to_pylist()[0] == {
+        "weather": {"rain": True, "mm": [1, 2]},
+        "prompt": None,
+    }
+    after = open_manifest(folder).migrate()
+    assert not old.exists() and after.parts[1] == before.parts[1] and after.number == before.number + 1
+    schema = pq.read_schema(manifest.paths()[0])
+    assert (
+        schema.names == [*SCHEMA.names, "weather"] and schema.metadata[b"longtake.schema"] == module.SCHEMA_ID.encode()
+    )
+    assert manifest.table(["weather"])["weather"].to_pylist() == [*weather.to_pylist(), None]
+    assert manifest.migrate() == after  # nothing left to do
+    manifest.append([make_row("b.mp4", run_id="again")])  # nor does what rewrites a part lose them
+    manifest.compact()
+    assert len(manifest.paths()) == 1
+    assert manifest.table(["weather"])["weather"].to_pylist() == [weather[0].as_py(), None, None]
+    other = create_manifest(folder.parent / "other")
+    other.merge(manifest)
+    assert other.table(["weather"])["weather"].to_pylist() == [weather[0].as_py(), None, None]
+
+
+def test_parts_of_a_later_minor_version(folder, make_row):
+    manifest = create_manifest(folder)
+    manifest.append([make_row("a.mp4")])
+    older_part(folder, without=[], more={"smell": pa.array([0.5])}, version="1.77")
+    path = folder / "_snapshots" / "1.json"
+    path.write_text(path.read_text().replace(module.SCHEMA_ID, "longtake.clips/1.77"))
+    manifest = open_manifest(folder)
+    number = manifest.snapshot().number
+    assert manifest.migrate().number == number  # it is no business of ours
+    manifest.append([make_row("b.mp4")])
+    assert manifest.compact().schema == "longtake.clips/1.77"
+    assert manifest.table(["smell"])["smell"].to_pylist() == [0.5, None]
+    assert pq.read_schema(manifest.paths()[0]).metadata[b"longtake.schema"] == b"longtake.clips/1.77"
+
+
+def test_columns_of_two_types_are_told(folder, make_row):
+    manifest = create_manifest(folder)
+    manifest.append([make_row("a.mp4")])
+    older_part(folder, without=[], more={"smell": pa.array([0.5])}, version="1.2")
+    other = create_manifest(folder.parent / "other")
+    other.append([make_row("b.mp4")])
+    older_part(folder.parent / "other", without=[], more={"smell": pa.array(["nice"])}, version="1.2")
+    manifest.merge(other)
+    with pytest.raises(LongtakeError, match="Column smell is double in one part and string in another"):
+        manifest.compact()
+    assert len(manifest) == 2 and manifest.table(["status"]).num_rows == 2
+
+
+def test_addresses_with_secrets_are_refused(folder, make_row):
+    manifest = create_manifest(folder)
+    for uri in (
+        "https://me:secret@host/a.mp4",
+        "https://bucket.s3.amazonaws.com/a.mp4?X-Amz-Expires=60&X-Amz-Signature=abc",
+        "https://account.blob.core.windows.net/a.mp4?sv=1&sig=abc",
+    ):
+        with pytest.raises(ValueError, match="uri holds a password or a signature"):
+            manifest.append([make_row("a.mp4") | {"uri": uri}])
+    manifest.append([make_row("a.mp4") | {"uri": "https://host/@a/b.mp4?t=3"}])
+
+
+def test_sql(folder, make_row):
+    pytest.importorskip("duckdb", exc_type=ImportError)
+    manifest = create_manifest(folder)
+    manifest.append([make_row("a.mp4"), make_row("b.mp4", failed=True)])
+    manifest.append([make_row("c.mp4", zoom=True)])
+    found = manifest.sql("select source_uri, len(c2w) n from clips where status = 'ok' order by source_uri desc")
+    assert found.to_pylist() == [{"source_uri": "/videos/c.mp4", "n": 240}, {"source_uri": "/videos/a.mp4", "n": 240}]
+    with pytest.raises(LongtakeError, match="DuckDB cannot answer"):
+        manifest.sql("select nothing from clips")
+    with pytest.raises(LongtakeError, match="DuckDB cannot answer"):
+        manifest.sql(f"select * from '{folder}/*.parquet'")  # nothing but the clips is in reach
 
 
 def test_snapshots_say_what_they_hold(folder, make_row):
