@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels import gdn
+from ...kernels.ucpe import turn
 from .config import SanaWMConfig
-from .encoding import RayEncoding, turn
+from .encoding import RayEncoding
 
 KEY_TAPS = 4
 EPS = 1e-8  # added to the normaliser of linear attention
@@ -143,8 +144,8 @@ def linear_ray_attention(q: Tensor, k: Tensor, v: Tensor, gates: Gates, rays: Ra
 
 def ray_beta(beta: Tensor, k: Tensor, seen: Tensor) -> Tensor:
     """beta [B, T, S, H], smaller where a frame's keys are longer as seen from their rays."""
-    growth = seen.norm(dim=-1).clamp(min=1e-6) / k.norm(dim=-1).clamp(min=1e-6)
-    return beta / growth.square().mean(2, keepdim=True).clamp(min=1.0)
+    growth = torch.linalg.vecdot(seen, seen).clamp(min=1e-12) / torch.linalg.vecdot(k, k).clamp(min=1e-12)
+    return beta / growth.mean(2, keepdim=True).clamp(min=1.0)  # growth of squares
 
 
 def softmax_ray_attention(

@@ -1,7 +1,9 @@
 """Where a token is: its place in the clip as turns of channel pairs, its ray as a rigid motion of channel quadruples.
 
-Sources: Su et al., RoFormer, arXiv 2104.09864; UCPE in SANA-WM, arXiv 2605.15178. Everything here is float32 or
-finer, whatever the network's type: half precision loses the sine of small angles and the length of a long path.
+The operators themselves are `kernels/ucpe.py`. Everything here is float32 or finer, whatever the network's type: half
+precision loses the sine of small angles and the length of a long path.
+
+Sources: Su et al., RoFormer, arXiv 2104.09864; UCPE in SANA-WM, arXiv 2605.15178.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ...kernels.ucpe import move
 
 BASE = 10000.0
 
@@ -35,12 +39,6 @@ def turns(grid: tuple[int, int, int], dim: int, device: torch.device | str) -> t
         whole.append(turn)
         half.append(turn[..., : half_width // 2])
     return torch.cat(whole, -1).flatten(1, 2), torch.cat(half, -1).flatten(1, 2)
-
-
-def turn(x: Tensor, by: Tensor) -> Tensor:
-    """x [..., D], adjacent channels taken as complex numbers, times `by` [..., D / 2]; float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * by).flatten(-2)
 
 
 def ray_from_world(camera: Tensor, rows: int, cols: int) -> Tensor:
@@ -100,29 +98,12 @@ class RayEncoding:
 
     def query(self, x: Tensor) -> Tensor:
         """x [B, T, S, H, D] -> the same, encoded and no longer than before; float32."""
-        return shorten(move(x, self.from_world.mT, self.turns), x)
+        return move(x, self.from_world.mT, self.turns, shorten=True)
 
     def key(self, x: Tensor) -> Tensor:
         """As `query`, for keys and values."""
-        return shorten(move(x, self.to_world, self.turns), x)
+        return move(x, self.to_world, self.turns, shorten=True)
 
     def decode(self, x: Tensor) -> Tensor:
         """Answers out of the rays' frames, back."""
         return move(x, self.from_world, self.turns.conj())
-
-
-def move(x: Tensor, motion: Tensor, by: Tensor) -> Tensor:
-    """The first half of x's channels [B, T, S, H, D] moved in fours by [B, T, S, 4, 4], the rest turned; float32."""
-    x = x.float()
-    half = x.shape[-1] // 2
-    points = x[..., :half].unflatten(-1, (-1, 4)).flatten(-3, -2) @ motion.mT
-    return torch.cat([points.reshape(*x.shape[:-1], half), turn(x[..., half:], by)], -1)
-
-
-def shorten(x: Tensor, original: Tensor) -> Tensor:
-    """x [..., D] scaled down to the root mean square of the original where it is longer."""
-
-    def rms(y: Tensor) -> Tensor:
-        return (y.float().square().mean(-1, keepdim=True) + 1e-6).sqrt()
-
-    return x * (rms(original) / rms(x)).clamp(max=1.0)

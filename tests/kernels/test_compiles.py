@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from longtake.kernels import gdn_triton  # noqa: E402
+from longtake.kernels import gdn_triton, ucpe_triton  # noqa: E402
 
 SHARED_MEMORY = (
     99 * 1024
@@ -24,6 +24,11 @@ KERNELS = [  # kernel, its tensors, its compile-time arguments
     (gdn_triton._products_kernel, "x y beta out", {"WEIGHTED": False, "BS": 32, "BX": 128, "BY": 16}),
     (gdn_triton._read_kernel, "x states out", {"BS": 64, "BX": 32, "BY": 128}),
     (gdn_triton._walk_kernel, "p u decay history", {"BACKWARD": True, "BD": 128, "BK": 32, "BV": 16}),
+    (
+        ucpe_triton._move_kernel,
+        "x motion by out",
+        {"D": 112, "POINTS": 14, "CONJUGATE": False, "SHORTEN": True, "BR": 16, "BG": 16, "BP": 32},
+    ),
 ]
 
 

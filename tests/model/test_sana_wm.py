@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longtake.errors import BadWeights
+from longtake.kernels.ucpe import move, turn
 from longtake.model.sana_wm import attention, encoding, network
 from longtake.model.sana_wm.attention import Places, SelfAttention
 from longtake.model.sana_wm.config import SANA_WM, SanaWMConfig
@@ -178,7 +179,7 @@ class TestAttentionParity:
     def test_softmax(self, ops):
         q, k, v = self.heads(ops, scaled=False)
         by = self.turns(ops)
-        got = attention.softmax_attention(encoding.turn(q, by), encoding.turn(k, by), v, scale=24**-0.5, dtype=None)
+        got = attention.softmax_attention(turn(q, by), turn(k, by), v, scale=24**-0.5, dtype=None)
         assert_near(self.flat(got), ops["out.softmax_main_fp32"])
         got = attention.softmax_ray_attention(q, k, v, self.rays(ops), valid=None, dtype=None)
         assert_near(self.flat(got), ops["out.softmax_cam_fp32"])
@@ -219,8 +220,8 @@ class TestRays:
         assert_near(rays.to_world.flatten(1, 2), ucpe["out.P_inv"])
         x = ucpe["in.feats"].transpose(1, 2).unflatten(1, (3, 24))
         for got, name in (
-            (encoding.move(x, rays.from_world.mT, half), "q_encoded"),
-            (encoding.move(x, rays.to_world, half), "kv_encoded"),
+            (move(x, rays.from_world.mT, half), "q_encoded"),
+            (move(x, rays.to_world, half), "kv_encoded"),
             (rays.key(x), "kv_rms_clamped"),
             (rays.decode(x), "o_decoded"),
         ):
@@ -246,13 +247,13 @@ class TestRays:
         _, half = encoding.turns((3, 4, 6), 112, "cpu")
         rays = encoding.RayEncoding.of(ucpe["in.camera_conditions"], (3, 4, 6), half)
         x = ucpe["in.feats"].transpose(1, 2).unflatten(1, (3, 24))
-        assert_near(rays.decode(encoding.move(x, rays.to_world, half)), x)
+        assert_near(rays.decode(move(x, rays.to_world, half)), x)
 
     def test_nothing_grows(self, ucpe):
         _, half = encoding.turns((3, 4, 6), 112, "cpu")
         rays = encoding.RayEncoding.of(ucpe["in.camera_conditions"], (3, 4, 6), half)
         x = ucpe["in.feats"].transpose(1, 2).unflatten(1, (3, 24))
-        assert bool((encoding.move(x, rays.to_world, half).norm(dim=-1) > 1.05 * x.norm(dim=-1)).any())
+        assert bool((move(x, rays.to_world, half).norm(dim=-1) > 1.05 * x.norm(dim=-1)).any())
         for y in (rays.query(x), rays.key(x)):
             assert bool((y.norm(dim=-1) <= x.norm(dim=-1) * (1 + 1e-4)).all())
 
