@@ -3,18 +3,19 @@
 A pose file does not say of itself which way its matrices lead, nor where the camera's axes point; a wrong guess looks
 as good as a right one until something is trained on it. So a format either defines both, and then flags that say
 otherwise are refused; or it does not, and then both flags are asked for. Poses are looked at as well, for signs that
-what was said cannot be so (`suspicion`).
+what was said cannot be so (`signs`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadMedia
+from ..errors import BadMedia, LongtakeError
 from ..geometry import angle_between_deg, invert_pose, nearest_rotation, pose
 from ..records import check_shape
 
@@ -64,25 +65,40 @@ class Cameras:
             raise BadMedia("broken_cameras", f"{self.name}: it has frame {self.frames.min()} .. {self.frames.max()}.")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refused:
+    """One clip of a collection whose files do not do."""
+
+    name: str
+    error: BadMedia
+
+
+def each(names: Iterable[str], read: Callable[[str], Cameras]) -> Iterator[Cameras | Refused]:
+    """Read clip after clip; one that is damaged is refused by itself and leaves the others be."""
+    for name in names:
+        try:
+            yield read(name)
+        except BadMedia as error:
+            yield Refused(name=name, error=error)
+
+
 def settle(said: str | None, defined: str | None, flag: str, choices: tuple[str, ...], form: str) -> str:
     """What holds, of what the user says and what a format defines.
 
     Raises:
-        BadMedia: unstated, where neither says it; contradicted, where they differ.
+        LongtakeError: neither says it, or they differ.
     """
     if said is not None and said not in choices:
-        raise BadMedia("unstated", f"{flag} {said}: choose one of {', '.join(choices)}.")
+        raise LongtakeError(f"{flag} {said}: choose one of {', '.join(choices)}.")
     if defined is None:
         if said is None:
-            raise BadMedia(
-                "unstated",
+            raise LongtakeError(
                 f"The format {form} does not say it, and poses look as good either way: pass {flag}, one of "
                 f"{', '.join(choices)}.",
             )
         return said
     if said is not None and said != defined:
-        raise BadMedia(
-            "contradicted",
+        raise LongtakeError(
             f"{flag} {said} contradicts the format {form}, which defines {defined}. If these files hold {said} all the "
             "same, whoever wrote them did not keep to the format: read their poses as .npz or .npy instead.",
         )
@@ -138,56 +154,51 @@ def world_from_cam(poses: NDArray[np.float64], direction: str, convention: str) 
     return c2w @ OPENGL_FROM_OPENCV if convention == "opengl" else c2w
 
 
-def suspicion(poses: NDArray[np.float64], direction: str, convention: str) -> str | None:
-    """Signs that poses are not what was said: words for a person, or None.
+def signs(poses: NDArray[np.float64], direction: str, convention: str) -> tuple[int, str]:
+    """Whether the poses of one clip look like what was said.
 
     Two things are looked at, under what was said and under the three other readings. Cameras that film one thing from
-    around look at one place, in front of them. And a camera that travels on and on looks to where it goes far more
-    often than back. Neither holds of every film, so only what is plain under another reading and plainly not so under
-    the one that was said counts.
+    around look at one place, in front of them. And a camera that travels straight on looks to where it goes far more
+    often than back. Neither holds of every film (whoever turns with a camera held out films from one place outward),
+    so one clip proves nothing: a collection has one reading, and most of its clips that show anything decide.
+
+    Returns:
+        1 where they look so, -1 where another reading fits plainly and this one does not, 0 where nothing is to be
+        seen; and words for -1.
     """
     posed = poses[np.isfinite(poses).all((1, 2))]
     if len(posed) < 5:
-        return None
+        return 0, ""
     posed = posed[:: max(1, len(posed) // 500)]
     said = (direction, convention)
     readings = {(d, c): world_from_cam(posed, d, c) for d in DIRECTIONS for c in CONVENTIONS}
     around = {k: _looks_at_one_place(v) for k, v in readings.items()}
-    if any(around.values()):
-        if around[said] == 1:
-            return None
-        if better := [k for k, v in around.items() if v == 1]:
-            what = "look away from" if around[said] == -1 else "do not look at"
-            return (
-                f"read as {' '.join(said)} the cameras {what} any one place, read as "
-                f"{' or '.join(' '.join(k) for k in better)} all of them look at one that lies between them"
-            )
+    fits = [k for k, v in around.items() if v == 1]
+    if around[said] == 1 or fits:
+        words = "look away from" if around[said] == -1 else "do not look at"
+        other = " or ".join(" ".join(k) for k in fits)
+        return (1, "") if around[said] == 1 else (-1, f"the cameras {words} any one place; as {other} they look at one")
     ahead = {k: _looks_ahead(v) for k, v in readings.items()}
-    better = [k for k, v in ahead.items() if v > 0.9]
-    if ahead[said] < -0.9 and better:
-        return (
-            f"read as {' '.join(said)} the camera travels backward all the way, read as "
-            f"{' or '.join(' '.join(k) for k in better)} forward"
-        )
-    return None
+    other = " or ".join(" ".join(k) for k, v in ahead.items() if v > 0.9)
+    if ahead[said] < -0.9 and other:
+        return -1, f"the camera travels backward all the way; as {other} forward"
+    return int(ahead[said] > 0.9), ""
 
 
 def _looks_at_one_place(c2w: NDArray[np.float64]) -> int:
-    """1 where cameras all around look at one place in front of them, -1 where it lies behind, 0 for anything else."""
+    """1 where cameras around a place look at it, -1 where all look away from it, 0 for anything else."""
     z, centre = c2w[:, :3, 2], c2w[:, :3, 3]
-    if np.linalg.norm(z.mean(0)) > 0.8:  # they all look much the same way: a place far off would do for any of them
+    if np.linalg.norm(z.mean(0)) > 0.9:  # they all look much the same way: a place far off would do for any of them
         return 0
     across = np.eye(3) - z[:, :, None] * z[:, None, :]
     place, *_ = np.linalg.lstsq(across.sum(0), (across @ centre[:, :, None]).sum(0)[:, 0], rcond=None)
     to = place - centre
     distance = np.linalg.norm(to, axis=1)
     spread = np.linalg.norm(centre - centre.mean(0), axis=1)
-    if np.median(distance) < 1e-9 or np.median(spread) < 0.1 * np.median(distance):
+    if not np.median(distance) > 1e-9 or np.median(spread) < 0.3 * np.median(distance):
         return 0
     cosine = (to * z).sum(1) / np.maximum(distance, 1e-12)
-    if (cosine > 0.85).all():
-        return 1
-    return -1 if (cosine < -0.85).all() else 0
+    return int((cosine > 0.95).all()) - int((cosine < -0.95).all())
 
 
 def _looks_ahead(c2w: NDArray[np.float64]) -> float:

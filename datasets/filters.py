@@ -1,8 +1,8 @@
 """Filter profiles: which clips are fit for training, and by which measured number each of the others is not.
 
 A profile is a list of rules in a TOML file (`profiles/`); a rule is a manifest column that must lie in a range. A clip
-that fails keeps its row, with status "filtered", the reasons, and every value beside its thresholds, so it can be judged
-again without its video.
+that fails keeps its row, with status "filtered", the reasons, and every value beside its thresholds, so it can be
+judged again without its video.
 """
 
 from __future__ import annotations
@@ -228,10 +228,15 @@ def judged(row: dict[str, Any], profile: str, source: str | None = None) -> dict
     rules(profile, source)  # a wrong profile is an error also where every clip has failed
     if row["status"] == "failed":
         return row
-    verdict = judge(profile, source, row_values(row))
-    return row | {
+    return row | verdict_columns(judge(profile, source, row_values(row)))
+
+
+def verdict_columns(verdict: Verdict) -> dict[str, Any]:
+    """The filter columns of a row that was judged so."""
+    name = _profile(verdict.profile).name
+    return {
         "status": "ok" if verdict.passed else "filtered",
-        "filter_profile": profile if source is None else f"{profile}/{source}",
+        "filter_profile": name if verdict.source is None else f"{name}/{verdict.source}",
         "filter_reasons": list(verdict.reasons),
         "filter_not_measured": list(verdict.not_measured),
         "filter_values": verdict.to_json(),

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +27,12 @@ from .cameras import (
     CORNER,
     DIRECTIONS,
     Cameras,
+    Refused,
     intrinsics_problem,
     numbered,
     rigid,
     settle,
-    suspicion,
+    signs,
     to_pixels,
 )
 from .cameras import world_from_cam as turned
@@ -40,7 +42,7 @@ from .safe import below, confined
 
 READERS = {name: form for name, form in FORMATS.items() if form.read is not None}
 NS = 1_000_000_000
-UNKNOWN = "unknown"
+LOOKED_AT = 200  # clips by which a collection's direction and axes are judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,7 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if self.format not in READERS:
             raise LongtakeError(f"There is no import format {self.format!r}. Choose one of: {', '.join(READERS)}.")
-        form = READERS[self.format]
-        settle(self.direction, form.direction, "--pose", DIRECTIONS, self.format)
-        settle(self.convention, form.convention, "--convention", CONVENTIONS, self.format)
+        _reading(self)
         for name in ("fps", "metres_per_unit", "intrinsics_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
@@ -104,7 +104,8 @@ def read_collection(
             their rate; called where media are wanted.
 
     Raises:
-        LongtakeError: there is no such folder.
+        LongtakeError: there is no such folder, something that nothing says is not stated either, or most clips look as
+            if their direction or axes were others.
         BadMedia: nothing of the format is there, or a file that many clips stand in is damaged.
     """
     root = Path(source)
@@ -112,8 +113,14 @@ def read_collection(
         raise LongtakeError(f"{root}: no such file or folder.")
     read = READERS[config.format].read
     assert read is not None
+    if not config.trust:
+        _check_reading(root, read(root), config)
     for cameras in read(root):
         name = cameras.name or root.absolute().name
+        if isinstance(cameras, Refused):
+            rejected = Rejected(stage="import", reason=cameras.error.reason, message=str(cameras.error))
+            yield Imported(name=name, source=root, rejected=rejected)
+            continue
         sha256 = _digest(cameras)
         try:
             yield replace(_clip(root, cameras, config, probe), name=name, sha256=sha256)
@@ -122,16 +129,43 @@ def read_collection(
             yield Imported(name=name, source=root, rejected=rejected, sha256=sha256)
 
 
+def _check_reading(root: Path, found: Iterator[Cameras | Refused], config: ImportConfig) -> None:
+    """Refuse a collection whose first clips look plainly like another direction or other axes than were said."""
+    direction, convention = _reading(config)
+    votes: list[int] = []
+    words = ""
+    for cameras in islice(found, LOOKED_AT):
+        if isinstance(cameras, Refused):
+            continue
+        try:
+            poses = rigid(cameras.poses, cameras.name)
+        except BadMedia:  # it gets a row that says so
+            continue
+        vote, what = signs(poses, direction, convention)
+        votes.append(vote)
+        words = words or what
+    wrong, right = votes.count(-1), votes.count(1)
+    if wrong > right:
+        raise LongtakeError(
+            f"{root}: read as {direction} {convention}, {wrong} of {len(votes)} clips look wrong and {right} right. In "
+            f"the first of them {words}. If they are right as they are, pass --trust-convention."
+        )
+
+
+def _reading(config: ImportConfig) -> tuple[str, str]:
+    form = READERS[config.format]
+    return (
+        settle(config.direction, form.direction, "--pose", DIRECTIONS, config.format),
+        settle(config.convention, form.convention, "--convention", CONVENTIONS, config.format),
+    )
+
+
 def _clip(
     root: Path, cameras: Cameras, config: ImportConfig, probe: Callable[[Path, bool, float | None], VideoInfo]
 ) -> Imported:
     where = f"{root}: {cameras.name or root.name}"
-    form = READERS[config.format]
-    direction = settle(config.direction, form.direction, "--pose", DIRECTIONS, config.format)
-    convention = settle(config.convention, form.convention, "--convention", CONVENTIONS, config.format)
+    direction, convention = _reading(config)
     poses = rigid(cameras.poses, where)
-    if not config.trust and (signs := suspicion(poses, direction, convention)):
-        raise BadMedia("wrong_convention", f"{where}: {signs}. If they are right as they are, pass --trust-convention.")
     media = _media(root, cameras, config)
     video = None
     if media is not None:
@@ -217,7 +251,7 @@ def _size(cameras: Cameras, video: VideoInfo | None, config: ImportConfig, where
         return size
     size = config.size or cameras.size
     if size is None:
-        raise BadMedia("unstated", f"{where}: nothing says how large the pictures are. Pass --size WIDTHxHEIGHT.")
+        raise LongtakeError(f"{where}: nothing says how large the pictures are. Pass --size WIDTHxHEIGHT.")
     if cameras.size is not None and config.size not in (None, cameras.size) and config.intrinsics_scale == 1:
         raise BadMedia(
             "intrinsics_of_another_size",
@@ -231,7 +265,7 @@ def _intrinsics(cameras: Cameras, size: tuple[int, int], config: ImportConfig, w
     n = len(cameras.poses)
     if cameras.intrinsics is None:
         if config.intrinsics is None:
-            raise BadMedia("unstated", f"{where}: the format holds no intrinsics. Pass --intrinsics fx,fy,cx,cy.")
+            raise LongtakeError(f"{where}: the format holds no intrinsics. Pass --intrinsics fx,fy,cx,cy.")
         cameras = replace(cameras, intrinsics=np.tile(np.array(config.intrinsics), (n, 1)))
     shares = cameras.normalized or config.normalized
     k = to_pixels(replace(cameras, normalized=shares), size).intrinsics
@@ -266,8 +300,8 @@ def _frames(
     if frames is None and config.first_number is not None:
         frames = numbered(cameras.image_names, config.first_number)
     elif frames is None and cameras.image_names:
-        raise BadMedia(
-            "unstated", f"{where}: its pictures are frames of a video. Pass --first-number, the number of its first."
+        raise LongtakeError(
+            f"{where}: its pictures are frames of a video. Pass --first-number, the number of its first."
         )
     elif frames is None and n == video.num_frames:
         frames = np.arange(n)
@@ -305,7 +339,7 @@ def _times(
         step = NS if config.fps is None else NS / config.fps
         pts = np.rint(np.arange(first, last + 1) * step).astype(np.int64)
     else:
-        raise BadMedia("unstated", f"{where}: nothing says when its frames were taken. Pass --fps, or --stills.")
+        raise LongtakeError(f"{where}: nothing says when its frames were taken. Pass --fps, or --stills.")
     if n > 1 and not (np.diff(pts) > 0).all():
         raise BadMedia("broken_cameras", f"{where}: two of its frames are less than a nanosecond apart.")
     return pts
@@ -315,10 +349,10 @@ def _scale(cameras: Cameras, config: ImportConfig, where: str) -> tuple[str, flo
     factor = config.metres_per_unit if config.metres_per_unit is not None else cameras.metres_per_unit
     if factor is not None:
         if config.scale == "relative":
-            raise BadMedia("contradicted", f"{where}: --scale relative, but a factor to metres of {factor} is known.")
+            raise LongtakeError(f"{where}: --scale relative, but a factor to metres of {factor} is known.")
         return "metric", factor
     if config.scale is None:
-        raise BadMedia("unstated", f"{where}: nothing says whether its lengths are metres. Pass --scale.")
+        raise LongtakeError(f"{where}: nothing says whether its lengths are metres. Pass --scale.")
     return config.scale, 1.0
 
 

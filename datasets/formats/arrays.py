@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadMedia
-from ..cameras import Cameras
+from ..cameras import Cameras, Refused, each
 from ..readers import Clip
 from ..safe import read_npy, read_npz
 from .output import Output
@@ -42,9 +42,11 @@ def write_npy(samples: Iterable[tuple[Clip, Mapping[str, Any]]], out: Output) ->
     return {}
 
 
-def read_npz_folder(source: Path) -> Iterator[Cameras]:
+def read_npz_folder(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each .npz: poses under one of POSE_NAMES, K or intrinsics, pose_valid, times_s, frames or inds."""
-    for path in files(source, ".npz"):
+
+    def read(name: str) -> Cameras:
+        path = beside(source, name)
         optional = dict.fromkeys(("K", "intrinsics", "pose_valid", "times_s", "frames", "inds"), False)
         found = read_npz(path, dict.fromkeys(POSE_NAMES, False) | optional)
         names = [name for name in POSE_NAMES if name in found]
@@ -57,7 +59,7 @@ def read_npz_folder(source: Path) -> Iterator[Cameras]:
             if valid.shape != (len(poses),) or valid.dtype != bool:
                 raise BadMedia("broken_cameras", f"{path}: pose_valid is {valid.dtype} {valid.shape}.")
             poses[~valid] = np.nan
-        yield Cameras(
+        return Cameras(
             name=path.stem,
             poses=poses,
             intrinsics=as_intrinsics(found.get("intrinsics", found.get("K")), len(poses), path),
@@ -65,22 +67,27 @@ def read_npz_folder(source: Path) -> Iterator[Cameras]:
             frames=_row(found.get("frames", found.get("inds")), "iu", len(poses), path),
         )
 
+    return each((path.name for path in files(source, ".npz")), read)
 
-def read_npy_folder(source: Path) -> Iterator[Cameras]:
+
+def read_npy_folder(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each `<name>_c2w.npy` (or `<name>.npy` of poses), with `<name>_{intrinsics,frames}.npy` beside."""
-    every = files(source, ".npy")
     parts = ("_intrinsics", "_frames")
-    for path in (p for p in every if not p.stem.endswith(parts)):
+
+    def read(name: str) -> Cameras:
+        path = beside(source, name)
         stem = path.stem.removesuffix("_c2w")
-        beside = {part: p for part in parts if (p := path.with_name(f"{stem}{part}.npy")).is_file()}
+        there = {part: p for part in parts if (p := path.with_name(f"{stem}{part}.npy")).is_file()}
         poses = as_poses(read_npy(path), path)
-        loaded = {part: read_npy(p) for part, p in beside.items()}
-        yield Cameras(
+        loaded = {part: read_npy(p) for part, p in there.items()}
+        return Cameras(
             name=stem,
             poses=poses,
             intrinsics=as_intrinsics(loaded.get("_intrinsics"), len(poses), path),
             frames=_row(loaded.get("_frames"), "iu", len(poses), path),
         )
+
+    return each((path.name for path in files(source, ".npy") if not path.stem.endswith(parts)), read)
 
 
 def files(source: Path, suffix: str) -> list[Path]:
@@ -95,6 +102,11 @@ def files(source: Path, suffix: str) -> list[Path]:
     if not found:
         raise BadMedia("no_cameras", f"{source}: there is no {suffix} file. Name the folder that holds them.")
     return found
+
+
+def beside(source: Path, name: str) -> Path:
+    """The file of this name in a folder; the source itself where that is a file."""
+    return source if source.is_file() else source / name
 
 
 def as_poses(values: NDArray, where: object) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import BadMedia
 from ...geometry import invert_pose, pose, quaternion_from_rotation, rotation_from_quaternion
-from ..cameras import MAX_FRAMES, Cameras, unit_quaternions
+from ..cameras import MAX_FRAMES, Cameras, Refused, each, unit_quaternions
 from ..readers import Clip
 from ..safe import MAX_ARRAY_BYTES, read_text, told
 from .output import Output
@@ -72,7 +72,7 @@ def write(samples: Iterable[tuple[Clip, Mapping[str, Any]]], out: Output) -> dic
     return {}
 
 
-def read(source: Path) -> Iterator[Cameras]:
+def read(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each model: in the folder, its sparse/0 or sparse, or those of its subfolders.
 
     Pictures are ordered by name; those of a scene lie in its `images` folder.
@@ -84,10 +84,14 @@ def read(source: Path) -> Iterator[Cameras]:
     scenes = [source] if _model_folder(source) else sorted(p for p in source.glob("*") if _model_folder(p))
     if not scenes:
         raise BadMedia("no_cameras", f"{source}: there is no COLMAP model (images.txt or images.bin).")
-    for scene in scenes:
+
+    def read_scene(name: str) -> Cameras:
+        scene = source / name
         folder = _model_folder(scene)
         assert folder is not None
-        yield _cameras(source, scene, folder, _binary(folder) if (folder / "images.bin").is_file() else _text(folder))
+        return _cameras(source, scene, folder, _binary(folder) if (folder / "images.bin").is_file() else _text(folder))
+
+    return each(("" if scene == source else scene.name for scene in scenes), read_scene)
 
 
 def _model_folder(scene: Path) -> Path | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadMedia
-from ..cameras import CORNER, OPENGL_FROM_OPENCV, Cameras
+from ..cameras import CORNER, OPENGL_FROM_OPENCV, Cameras, Refused, each
 from ..readers import Clip
 from ..safe import numbers, read_json
 from .arrays import as_poses
@@ -50,7 +50,7 @@ def write(samples: Iterable[tuple[Clip, Mapping[str, Any]]], out: Output) -> dic
     return {}
 
 
-def read(source: Path) -> Iterator[Cameras]:
+def read(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each transforms.json: the file, in the folder, or in its subfolders. Pictures in order of name."""
     if source.is_file():
         found = [source]
@@ -60,8 +60,8 @@ def read(source: Path) -> Iterator[Cameras]:
         found = sorted(source.glob("*/transforms.json")) + sorted(source.glob("*/*/transforms.json"))
     if not found:
         raise BadMedia("no_cameras", f"{source}: there is no transforms.json.")
-    for path in found:
-        yield _scene(source if source.is_dir() else source.parent, path)
+    root = source if source.is_dir() else source.parent
+    return each((p.relative_to(root).as_posix() for p in found), lambda name: _scene(root, root / name))
 
 
 def _scene(root: Path, path: Path) -> Cameras:

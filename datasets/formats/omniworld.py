@@ -3,8 +3,8 @@
 A split's camera file holds `quats` (w, x, y, z) and `trans` of the world in the camera (OpenCV axes, world to camera),
 `focals` and `cx`, `cy` in pixels; `split_info.json` lists the frames of each split. The dataset's README says so, and
 its published readers do. Some files say `input_size`, the share of the full picture that the intrinsics are of; they
-are divided by it. Lengths are relative: the factor to metres stands in the dataset's metadata table ("Metric Scale") and is
-passed with --metres-per-unit. Pixel corners are taken to lie at integers, as the middle of its pictures says.
+are divided by it. Lengths are relative: the factor to metres stands in the dataset's metadata table ("Metric Scale")
+and is passed with --metres-per-unit. Pixel corners are taken to lie at integers, as the middle of its pictures says.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 
 from ...errors import BadMedia
 from ...geometry import pose, rotation_from_quaternion
-from ..cameras import CORNER, MAX_FRAMES, Cameras, unit_quaternions
+from ..cameras import CORNER, MAX_FRAMES, Cameras, Refused, each, unit_quaternions
 from ..safe import numbers, read_json
 
 
-def read(source: Path) -> Iterator[Cameras]:
+def read(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each split of the scene, or of the scenes, in `source`."""
     scenes = (
         [source]
@@ -32,18 +32,30 @@ def read(source: Path) -> Iterator[Cameras]:
     if not scenes:
         raise BadMedia("no_cameras", f"{source}: there is no split_info.json.")
     for scene in scenes:
-        tree = read_json(scene / "split_info.json")
-        splits: Any = tree.get("split") if isinstance(tree, dict) else None
-        if isinstance(splits, dict):
-            splits = [splits[key] for key in sorted(splits)]
-        if not isinstance(splits, list):
-            raise BadMedia("broken_cameras", f"{scene}/split_info.json has no list of splits.")
-        for k, frames in enumerate(splits):
-            if (path := scene / "camera" / f"split_{k}.json").is_file():
-                yield _split(source, scene, path, frames, k)
+        try:
+            splits = _splits(scene / "split_info.json")
+        except BadMedia as error:
+            yield Refused(name=scene.name, error=error)
+            continue
+        there = {f"{scene.name}/split_{k}": (k, frames) for k, frames in splits.items()}
+        yield from each(there, lambda name, s=scene, t=there: _split(source, s, *t[name]))
 
 
-def _split(source: Path, scene: Path, path: Path, frames: Any, k: int) -> Cameras:
+def _splits(path: Path) -> dict[int, Any]:
+    """The frames of each split that has cameras."""
+    tree = read_json(path)
+    splits = tree.get("split") if isinstance(tree, dict) else None
+    if isinstance(splits, dict) and all(key.isdecimal() and len(key) < 7 for key in splits):
+        splits = {int(key): frames for key, frames in splits.items()}
+    elif isinstance(splits, list):
+        splits = dict(enumerate(splits))
+    else:
+        raise BadMedia("broken_cameras", f"{path} has no list of splits.")
+    return {k: v for k, v in sorted(splits.items()) if (path.parent / "camera" / f"split_{k}.json").is_file()}
+
+
+def _split(source: Path, scene: Path, k: int, frames: Any) -> Cameras:
+    path = scene / "camera" / f"split_{k}.json"
     index = numbers(frames, "split_info", path)
     if index.ndim != 1 or not len(index) or (index % 1).any() or index.min() < 0 or index.max() >= MAX_FRAMES:
         raise BadMedia("broken_cameras", f"{path}: its split lists no frame numbers.")

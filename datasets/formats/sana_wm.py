@@ -6,9 +6,9 @@
     <stem>_<score>.json             {id: {score name: value}}, for its external filters
 
 The trainer takes row i of a clip for its frame i, and trains a clip that is missing in the .npz with cameras that do
-not move: a clip with a frame without a pose is left out, and every clip in the zip has its cameras. It scales intrinsics
-with the picture's size and takes half the width for the middle, so pixel corners lie at integers. Poses are float32,
-intrinsics float64 (so that half a pixel more and less leaves the same bits): a round trip is exact.
+not move: a clip with a frame without a pose is left out, and every clip in the zip has its cameras. It scales
+intrinsics with the picture's size and takes half the width for the middle, so pixel corners lie at integers. Poses are
+float32, intrinsics float64 (so that half a pixel more and less leaves the same bits): a round trip is exact.
 """
 
 from __future__ import annotations

@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 
 from ...errors import BadMedia
 from ...geometry import pose, rotation_from_quaternion
-from ..cameras import Cameras, unit_quaternions
+from ..cameras import Cameras, Refused, each, unit_quaternions
 from ..safe import read_npy, read_text
 
 
-def read(source: Path) -> Iterator[Cameras]:
+def read(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each folder with poses.npy below `source`; its video is videos/**/<id>.mp4 where it is there."""
     root = source / "annotations" if (source / "annotations").is_dir() else source
     found = sorted(p.parent for pattern in ("", "*/", "*/*/") for p in root.glob(f"{pattern}poses.npy"))
     if not found:
         raise BadMedia("no_cameras", f"{source}: there is no poses.npy below it.")
-    for folder in found:
+
+    def read_clip(where: str) -> Cameras:
+        folder = source / where
         table = read_npy(folder / "poses.npy")
         if table.dtype.kind != "f" or table.ndim != 2 or table.shape[1] != 7:
             raise BadMedia("broken_cameras", f"{folder}/poses.npy is {table.dtype} {table.shape}, not floats [N, 7].")
@@ -41,7 +43,7 @@ def read(source: Path) -> Iterator[Cameras]:
         name = folder.relative_to(source).as_posix().removeprefix("annotations/")
         video = source / "videos" / f"{name}.mp4"
         shares = k is not None and bool((np.abs(k) <= 4).all())
-        yield Cameras(
+        return Cameras(
             name=name,
             poses=pose(rotation_from_quaternion(q[:, [3, 0, 1, 2]]), table[:, :3]),
             intrinsics=None if k is None else k.astype(np.float64) - ([0, 0, 0, 0] if shares else [0, 0, 0.5, 0.5]),
@@ -49,6 +51,8 @@ def read(source: Path) -> Iterator[Cameras]:
             frames=_indexes(index, len(table)) if index.is_file() else None,
             media=f"videos/{name}.mp4" if video.is_file() else None,
         )
+
+    return each((folder.relative_to(source).as_posix() for folder in found), read_clip)
 
 
 def _indexes(path: Path, count: int) -> NDArray[np.int64]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cameras import Cameras
+from ..cameras import Cameras, Refused
 from ..readers import Clip
 from . import arrays, colmap, lerobot, nerfstudio, omniworld, sana_wm, spatialvid, trajectories, vipe, webdataset
 from .output import Output
 
 Write = Callable[[Iterable[tuple[Clip, Mapping[str, Any]]], Output], dict[str, str]]  # clip_id -> why it was left out
-Read = Callable[[Path], Iterator[Cameras]]
+Read = Callable[[Path], Iterator[Cameras | Refused]]
 
 
 @dataclass(frozen=True, kw_only=True)

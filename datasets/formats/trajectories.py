@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ...errors import BadMedia
 from ...geometry import pose, quaternion_from_rotation, rotation_from_quaternion
-from ..cameras import Cameras, unit_quaternions
+from ..cameras import Cameras, Refused, each, unit_quaternions
 from ..readers import Clip
 from ..safe import read_text
-from .arrays import as_poses, files
+from .arrays import as_poses, beside, files
 from .output import Output
 
 
@@ -48,31 +48,39 @@ def write_kitti(samples: Iterable[tuple[Clip, Mapping[str, Any]]], out: Output) 
     return {}
 
 
-def read_tum(source: Path) -> Iterator[Cameras]:
+def read_tum(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each .txt of rows of 8 numbers."""
-    for path in files(source, ".txt"):
+
+    def read(name: str) -> Cameras:
+        path = beside(source, name)
         table = _table(path, 8)
         q = unit_quaternions(table[:, 4:], str(path))
         rotation = rotation_from_quaternion(q[:, [3, 0, 1, 2]])
-        yield Cameras(name=path.stem, poses=pose(rotation, table[:, 1:4]), times_s=table[:, 0])
+        return Cameras(name=path.stem, poses=pose(rotation, table[:, 1:4]), times_s=table[:, 0])
+
+    return each((path.name for path in files(source, ".txt")), read)
 
 
-def read_kitti(source: Path) -> Iterator[Cameras]:
+def read_kitti(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each poses/*.txt of rows of 12 numbers; times and P0 (or P2, the colour camera) where there are."""
     folder = source / "poses" if (source / "poses").is_dir() else source
-    for path in files(folder, ".txt"):
+
+    def read(name: str) -> Cameras:
+        path = beside(folder, name)
         poses = as_poses(_table(path, 12).reshape(-1, 3, 4), path)
-        beside = path.parent.parent / "sequences" / path.stem
-        times = _table(beside / "times.txt", 1)[:, 0] if (beside / "times.txt").is_file() else None
+        sequence = path.parent.parent / "sequences" / path.stem
+        times = _table(sequence / "times.txt", 1)[:, 0] if (sequence / "times.txt").is_file() else None
         if times is not None and len(times) != len(poses):
-            raise BadMedia("broken_cameras", f"{beside}/times.txt has {len(times)} times for {len(poses)} poses.")
-        k = _projection(beside / "calib.txt") if (beside / "calib.txt").is_file() else None
-        yield Cameras(
+            raise BadMedia("broken_cameras", f"{sequence}/times.txt has {len(times)} times for {len(poses)} poses.")
+        k = _projection(sequence / "calib.txt") if (sequence / "calib.txt").is_file() else None
+        return Cameras(
             name=path.stem,
             poses=poses,
             times_s=times,
             intrinsics=None if k is None else np.repeat(k[None], len(poses), 0),
         )
+
+    return each((path.name for path in files(folder, ".txt")), read)
 
 
 def _lines(table: NDArray[np.float64]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadMedia
-from ..cameras import Cameras
+from ..cameras import Cameras, Refused, each
 from ..readers import Clip
 from ..safe import read_npz, read_text
 from .arrays import as_poses, files
@@ -38,9 +38,11 @@ def write(samples: Iterable[tuple[Clip, Mapping[str, Any]]], out: Output) -> dic
     return {}
 
 
-def read(source: Path) -> Iterator[Cameras]:
+def read(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each pose/*.npz. Raises BadMedia for cameras that are no pinholes."""
-    for path in files(source / "pose", ".npz"):
+
+    def read_clip(name: str) -> Cameras:
+        path = source / "pose" / name
         found = read_npz(path, {"data": True, "inds": True})
         poses = as_poses(found["data"], path)
         inds = _inds(found["inds"], len(poses), path)
@@ -61,7 +63,9 @@ def read(source: Path) -> Iterator[Cameras]:
                 raise BadMedia("distorted_lens", f"{kinds}: cameras of {', '.join(sorted(other))[:80]}, not PINHOLE.")
         video = source / "rgb" / f"{path.stem}.mp4"
         media = f"rgb/{path.stem}.mp4" if video.is_file() else None
-        yield Cameras(name=path.stem, poses=poses, intrinsics=k, frames=inds, media=media)
+        return Cameras(name=path.stem, poses=poses, intrinsics=k, frames=inds, media=media)
+
+    return each((path.name for path in files(source / "pose", ".npz")), read_clip)
 
 
 def _inds(values: np.ndarray, count: int, path: Path) -> np.ndarray:
