@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from ..errors import BadMedia, BadWeights, LongtakeError
+from . import manifest_commands
 from .config import MissingPart, RunStopped, UsageError, resolve
 from .display import printable
 from .lift import lift, preview
@@ -26,7 +27,7 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
 )
-manifest = App(name="manifest", help="Look into a manifest, check it, export it.")
+manifest = App(name="manifest", help="Look into a manifest, check it, judge it, exchange it with other tools.")
 app.command(manifest)
 weights = App(name="weights", help="The networks' weights: what there is, what is needed, get it, check it.")
 app.command(weights)
@@ -521,72 +522,11 @@ def query(folder: Path, /, where: Where = None, *, columns: str | None = None, j
     _print_rows(open_manifest(folder).rows(names, _condition(where)), json)
 
 
-@manifest.command
-def export(
-    folder: Path,
-    /,
-    *,
-    to: Literal["npz", "tum", "colmap", "nerfstudio", "npy"],
-    out: Path,
-    where: Where = None,
-    json: Json = False,
-) -> None:
-    """Write the clips' cameras in a form that other tools read.
-
-    Parameters
-    ----------
-    folder
-        Folder of the manifest.
-    to
-        Form of the files.
-    out
-        Folder to write into.
-    """
-    from dataclasses import asdict
-
-    from ..datasets.exporters import export
-    from ..datasets.manifest import open_manifest
-
-    summary = asdict(export(open_manifest(folder), to, out, _condition(where)))
-    if json:
-        _print_json(summary)
-    else:
-        _print_facts(summary)
-
-
-@manifest.command
-def stats(folder: Path, /, *, json: Json = False) -> None:
-    """Count the clips of a manifest.
-
-    Parameters
-    ----------
-    folder
-        Folder of the manifest.
-    """
-    from collections import Counter
-
-    from ..datasets.manifest import open_manifest
-
-    found = open_manifest(folder)
-    columns = "status filter_reasons motion_class focal_status scale_kind num_frames duration_s".split()
-    rows = list(found.rows(columns))
-    facts: dict[str, Any] = {
-        "clips": len(rows),
-        **{name: sum(row["status"] == name for row in rows) for name in ("ok", "filtered", "failed")},
-        "frames": sum(row["num_frames"] or 0 for row in rows),
-        "hours": round(sum(row["duration_s"] or 0 for row in rows) / 3600, 4),
-        "megabytes": round(sum(part.bytes for part in found.snapshot().parts) / 1e6, 3),
-    }
-    for name in ("motion_class", "focal_status", "scale_kind"):
-        facts[name] = dict(Counter(row[name] for row in rows if row[name] is not None).most_common())
-    reasons = Counter(reason for row in rows for reason in (row["filter_reasons"] or ()))
-    facts["filter_reasons"] = dict(reasons.most_common())
-    if json:
-        _print_json(facts)
-    else:
-        _print_facts(
-            {k: ", ".join(f"{n} {c}" for n, c in v.items()) if isinstance(v, dict) else v for k, v in facts.items()}
-        )
+manifest.command(manifest_commands.export)
+manifest.command(manifest_commands.import_collection, name="import")
+manifest.command(manifest_commands.filter)
+manifest.command(manifest_commands.stats)
+manifest.command(manifest_commands.card)
 
 
 # ---- looking at results ------------------------------------------------------------------------------------------
