@@ -79,6 +79,12 @@ LTX_2 = Licence(
     words="the repository's card says Apache-2.0; LTX-2, from which it derives, has a licence of its own: read it",
     must_accept=True,
 )
+NVIDIA = Licence(
+    name="NVIDIA License (DiFix) and Stability AI Community License",
+    url="https://huggingface.co/nvidia/difix",
+    words="research and evaluation only, non-commercial; derived from SD-Turbo, whose licence applies too",
+    must_accept=True,
+)
 
 GB = 1_000_000_000
 _SANA_WM = {
@@ -104,7 +110,7 @@ def _moge2(size: str, revision: str, num_bytes: int, sha256: str, memory_gb: flo
 
 
 # Commits, sizes and hashes are those that several independent public projects have recorded for these repositories.
-# Of SANA-WM's files no hashes and only rounded sizes are on record: both come from the hub when fetching.
+# Of SANA-WM's and DiFix's files no hashes and only rounded sizes are on record: both come from the hub when fetching.
 _NETWORKS = (
     Network(
         name="pi3x",
@@ -185,6 +191,27 @@ _NETWORKS = (
         memory_bytes=6 * GB,
     ),
     Network(
+        name="difix",
+        use="rendered frames without what splats do wrong",
+        repo="nvidia/difix",
+        revision="610dcfc6a33c88702e6c4af49336aa55606a7096",
+        files=(
+            _about("scheduler/scheduler_config.json", 1e3),
+            _about("text_encoder/config.json", 1e3),
+            _about("text_encoder/model.safetensors", 1.362e9),
+            _about("tokenizer/merges.txt", 525e3),
+            _about("tokenizer/special_tokens_map.json", 1e3),
+            _about("tokenizer/tokenizer_config.json", 1e3),
+            _about("tokenizer/vocab.json", 1.06e6),
+            _about("unet/config.json", 2e3),
+            _about("unet/diffusion_pytorch_model.safetensors", 3.464e9),
+            _about("vae/config.json", 1e3),
+            _about("vae/diffusion_pytorch_model.safetensors", 0.34e9),
+        ),
+        licence=NVIDIA,
+        memory_bytes=8 * GB,
+    ),
+    Network(
         name="ltx2-refiner",
         use="detail for sana-wm's videos",
         **_SANA_WM,
@@ -218,6 +245,7 @@ GROUPS = {
     "annotate": ("pi3x", "moge2-vitl-normal"),
     "generate": ("sana-wm", "ltx2-vae", "gemma2-2b"),
     "refine": ("ltx2-refiner", "gemma3-12b"),
+    "enhance": ("difix",),
 }
 
 

@@ -210,7 +210,7 @@ def render(
     views: Literal["outside", "inside"] | None = None,
     scene_scale: str | None = None,
     depth_every: int | None = None,
-    fill_holes: bool = False,
+    enhance: Literal["none", "holes", "difix"] | None = None,
     rasterizer: Literal["auto", "cpu", "gsplat", "reference"] | None = None,
     profile: Literal["none", "sana_wm"] | None = None,
     source: str | None = None,
@@ -262,8 +262,10 @@ def render(
         Metres that a unit of the scene is, or metric for 1. Lengths are relative without it.
     depth_every
         Frames from one whose depth is stored to the next; 1 without it, 0 for no depth.
-    fill_holes
-        Fill holes and cracks a few pixels wide with what is farther away around them.
+    enhance
+        holes: fill holes and cracks a few pixels wide with what is farther away around them. difix: have the network
+        DiFix redraw each frame; its weights are fetched by `longtake weights fetch difix`. Nothing without it. How much
+        surfaces flicker before and after is in each row.
     rasterizer
         What draws the frames; without it gsplat on a CUDA device where there is one, else the CPU.
     profile
@@ -309,7 +311,7 @@ def render(
         "scene.views": views,
         "scene_scale": None if scene_scale is None else _scale(scene_scale),
         "film.depth_every": depth_every,
-        "film.fill_holes": fill_holes or None,
+        "film.enhance": enhance,
         "film.backend": rasterizer,
         "profile": profile,
         "source": source,

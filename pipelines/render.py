@@ -38,6 +38,8 @@ from ..annotate.video import VideoConfig, encode_rgb, probe
 from ..datasets import filters, schema
 from ..datasets.manifest import create_manifest
 from ..geometry import angle_between_deg
+from ..model import hub
+from ..model.networks import NETWORKS
 from ..records import BadMedia, LongtakeError, Rejected, Shot, Track, VideoInfo
 from ..render.camera_path import (
     EXTENTS,
@@ -54,10 +56,12 @@ from ..render.camera_path import (
     survey,
 )
 from ..render.cameras import find_cameras, read_cameras
-from ..render.enhance import HOLE, OPAQUE, Enhanced, Seen, fill_holes, flicker
+from ..render.cuda import device_found
+from ..render.enhance import HOLE, OPAQUE, Enhanced, Seen, difix, fill_holes, flicker
 from ..render.rasterize import Backend, Rasterizer, Rendered
 from ..render.scene import Scene, read_scene
 from .config import MissingPart, UsageError, nearest
+from .depth import Facts, licences, revisions
 from .display import make_display
 from .ledger import Ledger, Run
 from .run import carry_out, check_executor, fingerprint, given_file, scratch_file
@@ -91,7 +95,7 @@ class FilmConfig:
     backend: Backend = "auto"
     antialiased: bool | None = None  # None: as the scene's file says, else not
     depth_every: int = 1  # frames from one that depth is stored of to the next; 0: no depth
-    fill_holes: bool = False
+    enhance: Literal["none", "holes", "difix"] = "none"  # fill small holes, or have the network DiFix redraw all
     hole_px: int = 8  # widest hole that is filled
     crf: int = 18  # quality of H.264: 0 lossless, 51 worst
     max_blank: float = 0.3  # share of frames with a mean alpha below 0.5
@@ -370,13 +374,13 @@ def shoot(
     """Draw a path's frames, while those before are being encoded: the video, and the depth of what was drawn.
 
     A frame's depth is that of the rasteriser along the optical axis, and its trust is alpha: the share of the light
-    that depth was taken from. Pixels that holes were filled in keep theirs.
+    that depth was taken from. Pixels that were enhanced keep theirs.
 
     Args:
         video, depth: files to write; no depth where None.
         scene_scale: metres of a unit of the scene; depth is in metres with it, else in units of the scene.
     """
-    enhance = partial(fill_holes, max_px=config.hole_px) if config.fill_holes else None
+    enhance = {"none": None, "holes": partial(fill_holes, max_px=config.hole_px), "difix": difix}[config.enhance]
     total = path.num_frames
     means, opaque, holes = (np.zeros(total) for _ in range(3))
     pictured = np.unique(np.linspace(0, total - 1, NUM_PICTURES).round().astype(int))
@@ -591,11 +595,11 @@ class _Flickers:
     def stats(self) -> dict[str, float]:
         if not self.changed:
             return {}
-        out = {"filled_ratio": float(np.mean(self.changed))}
+        out = {"enhanced_ratio": float(np.mean(self.changed))}
         found = np.array(self.found).reshape(-1, 2)
         found = found[np.isfinite(found).all(1)]
         if len(found):
-            out |= {"flicker_unfilled": float(found[:, 0].mean()), "flicker_filled": float(found[:, 1].mean())}
+            out |= {"flicker_before": float(found[:, 0].mean()), "flicker_after": float(found[:, 1].mean())}
         return out
 
 
@@ -694,6 +698,7 @@ def render(
         manifest = create_manifest(Path(out).absolute())
     except LongtakeError as error:
         raise MissingPart(str(error)) from error
+    networks_of(config.film)
     display = make_display(quiet)
     if executor == "local" and (words := _remark(config.film.backend)):
         display.note(words)
@@ -796,9 +801,15 @@ class _Graph:
         self.ledger = ledger
         self.store = store
         self.config = config
+        self.networks = networks_of(config.film)
         on_gpu = config.film.backend == "gsplat" or (config.film.backend == "auto" and _gsplat_runs())
         gpus = {"resources": replace(FILM.resources, gpus=1.0)} if on_gpu else {}
         self.path_stage, self.film_stage = replace(PATH, **gpus), replace(FILM, **gpus)
+        if self.networks:
+            needed = FILM.resources.memory_bytes or 0
+            memory = {"memory_bytes": needed + sum(NETWORKS[str(f["network"])].memory_bytes for f in self.networks)}
+            memory |= {"gpus": 1.0} if device_found() else {}
+            self.film_stage = replace(FILM, resources=replace(self.film_stage.resources, **memory))
         self.places: dict[str, _Place] = {}  # key of a job that is not over -> its place
         self.seen: dict[str, str] = {}  # scene key and content of every source so far -> the first source that has it
         self.candidates: list[dict[str, Any]] = []  # what became of each, as run.json tells it
@@ -835,6 +846,7 @@ class _Graph:
             case "path":
                 place.path_key = job.key
                 config = (self.config.film, self.config.scene.drop_invalid, self.config.scene_scale)
+                config += tuple(revisions(self.networks).items())
                 key = FILM.key(place.clip_id, config, (job.key,))
                 inputs = (self.config.film, self.config.scene, self.config.scene_scale, str(self.store.root))
                 return [self._job(self.film_stage, key, (Ref(key=place.info_key), Ref(key=job.key), *inputs), place)]
@@ -955,6 +967,8 @@ class _Graph:
                 software_version=metadata.version("longtake"),
                 stage_versions=self.ledger.stage_versions,
                 timings_s=place.timings_s,
+                model_revisions=revisions(self.networks) if film is not None else {},
+                model_licenses=licences(self.networks) if film is not None else {},
             ),
             rejected=refused,
             source_dataset=config.source_dataset,
@@ -991,11 +1005,24 @@ class _Graph:
 
 
 def _gsplat_runs() -> bool:
-    if not find_spec("gsplat"):
-        return False
-    from ..render.cuda import device_found
+    return find_spec("gsplat") is not None and device_found()
 
-    return device_found()
+
+def networks_of(film: FilmConfig) -> list[Facts]:
+    """The networks that a film needs, as the manifest tells of them.
+
+    Raises:
+        MissingPart: weights are not here, their licence was not accepted, or a package is missing; says what helps.
+    """
+    if film.enhance != "difix":
+        return []
+    lacking = [package for package in ("diffusers", "transformers") if find_spec(package) is None]
+    if lacking:
+        raise MissingPart(f"--enhance difix needs {' and '.join(lacking)}: pip install 'longtake[enhance]'")
+    try:
+        return [hub.provenance("difix")]
+    except MissingPart as error:
+        raise MissingPart(f"{error}. Without a network: --enhance holes") from error
 
 
 def _checks(checks: Sequence[CheckResult]) -> dict[str, dict[str, Any]]:

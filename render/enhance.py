@@ -1,13 +1,16 @@
 """Rendered pictures made better before they are filmed, and how much that makes them flicker.
 
-An enhancer takes a picture as it was drawn and says which pixels it changed. What it does from picture to picture is
-for `flicker` to tell: surfaces are followed by depth and camera, so whatever changes on them is none of the motion.
+An enhancer takes a picture as it was drawn and says which pixels it changed. `fill_holes` needs nothing; `difix` is a
+network, which changes every pixel. What either does from picture to picture is for `flicker` to tell: surfaces are
+followed by depth and camera, so whatever changes on them is none of the motion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,6 +18,9 @@ from numpy.typing import NDArray
 
 from ..geometry import invert_pose
 from .rasterize import Rendered
+
+if TYPE_CHECKING:
+    from ..model.difix import Difix
 
 OPAQUE, HOLE = 0.95, 0.5  # alpha from which a pixel shows a surface, and below which it shows a hole
 _DIRECTIONS = 16  # in which a surface is looked for around a hole
@@ -88,6 +94,30 @@ def fill_holes(picture: Rendered, *, max_px: int) -> Enhanced:
         behind[rows, columns] = np.where(alpha[rows, columns] < HOLE, filled, behind[rows, columns])
         changed[rows, columns] = True
     return Enhanced(rgb=rgb, changed=changed, depth=behind)
+
+
+def difix(picture: Rendered) -> Enhanced:
+    """The picture through DiFix (`model.difix`), whose weights must have been fetched; on the GPU where there is one.
+
+    Raises:
+        MissingPart: the weights are not here, their licence was not accepted, or a package is missing.
+        BadWeights: the weights are not what they should be.
+        LongtakeError: the picture is too large.
+    """
+    rgb = _difix().enhance(np.clip(picture.rgb, 0, 1))
+    return Enhanced(rgb=rgb, changed=np.ones(rgb.shape[:2], np.bool_), depth=picture.depth)
+
+
+@lru_cache(maxsize=1)
+def _difix() -> Difix:
+    import torch
+
+    from ..model import hub
+    from ..model.difix import load
+
+    cuda = torch.cuda.is_available()
+    files = hub.locate("difix")
+    return load(files, device="cuda" if cuda else "cpu", dtype=torch.float16 if cuda else torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -417,9 +417,9 @@ def test_depth_of_some_frames_or_of_none(room, rasterizer, tmp_path):
 
 
 def test_filled_holes_are_measured(room, tmp_path):
-    one = replace(ONE, film=FilmConfig(fill_holes=True))
+    one = replace(ONE, film=FilmConfig(enhance="holes"))
     (row,) = run(room, out=tmp_path / "M", config=one).manifest.rows()
-    assert 0 <= json.loads(row["render_stats"])["filled_ratio"] < 0.2
+    assert 0 <= json.loads(row["render_stats"])["enhanced_ratio"] < 0.2
 
 
 def test_a_zoom_is_filmed(room, tmp_path):
