@@ -182,14 +182,16 @@ def _clip(row: Row, pictures: Sequence[tuple[int, bytes]], folder: Path) -> str:
     ]
     if row["error"]:
         parts.append(f'<p class="error"><b>{escape(row["error_stage"] or "error")}</b>: {escape(row["error"])}</p>')
-    if row["caption"]:
-        parts.append(f"<blockquote>{escape(row['caption'])}</blockquote>")
+    if words := row["caption"] or row["prompt"]:
+        parts.append(f"<blockquote>{escape(words)}</blockquote>")
     has_track, rendered = row["c2w"] is not None, row["origin"] == "rendered"
     parts.append(_facts(row))
     if has_track:
         parts.append(_path(row, _read_plan(folder, row)))
     if pictures:
-        parts.append(_contact_sheet(row, "Frames" if rendered else "Frames and feature tracks", pictures))
+        parts.append(
+            _contact_sheet(row, "Frames and feature tracks" if row["origin"] == "annotated" else "Frames", pictures)
+        )
     if rendered and (depths := sidecar_pictures(folder, row, "depth")):
         parts.append(_contact_sheet(row, f"Depth{_depth_range(row)}", depths))
     if has_track:
@@ -498,6 +500,11 @@ def _provenance(row: Row) -> str:
         ("stages", _pairs(row["stage_versions"], lambda v: str(v))),
         ("networks", _pairs(row["model_revisions"], lambda v: str(v))),
         ("networks’ licences", _pairs(row["model_licenses"], lambda v: str(v))),
+        ("first frame of clip", row["parent_clip_id"]),
+        ("actions", row["action_dsl"]),
+        ("generated with", _pairs(row["generation_config"], str)),
+        ("seed", str(row["seed"]) if row["generation_config"] else None),
+        ("generator", _pairs(row["generation_stats"], str)),
         ("engine", _pairs(row["track_stats"], lambda v: number(v, 4))),
         (
             "drawn from the seed",

@@ -342,6 +342,229 @@ def render(
 
 
 @app.command
+def generate(
+    *,
+    image: str | None = None,
+    prompt: str | None = None,
+    output_dir: Annotated[Path | None, Parameter(alias="--out")] = None,
+    name: Annotated[str, Parameter(show_default=True)] = "output",
+    action: str | None = None,
+    action_map: Literal["current", "first"] | None = None,
+    translation_speed: float | None = None,
+    rotation_speed_deg: float | None = None,
+    camera: str | None = None,
+    camera_clip: str | None = None,
+    camera_convention: Literal["c2w", "w2c"] | None = None,
+    metres_per_unit: float | None = None,
+    intrinsics: str | None = None,
+    speed: float | None = None,
+    reverse: bool = False,
+    loop: bool = False,
+    manifest: Path | None = None,
+    where: str | None = None,
+    clip_id: tuple[str, ...] = (),
+    plan: bool = False,
+    model: str | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    steps: Annotated[int | None, Parameter(alias="--step")] = None,
+    cfg_scale: float | None = None,
+    flow_shift: float | None = None,
+    sampling_algo: Annotated[str, Parameter(show_default=True)] = "auto",
+    negative_prompt: str = "",
+    cut_prompt: bool = False,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: Literal["auto", "bf16", "fp32"] | None = None,
+    offload_vae: bool = False,
+    no_refiner: bool = False,
+    no_action_overlay: bool = False,
+    keep_latents: Annotated[bool, Parameter(alias="--save-stage1")] = False,
+    executor: Annotated[Literal["local", "ray"], Parameter(show_default=True)] = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    config: Path | None = None,
+    set: tuple[str, ...] = (),
+    retry_failed: bool = False,
+    report: Annotated[bool, Parameter(negative="--no-report")] = True,
+    json: Json = False,
+    quiet: bool = False,
+) -> int:
+    """Generate video from a first picture along a camera path, with SANA-WM; options may also be spelled with _.
+
+    What a video takes of memory, disk and time, and which options make it fit, is told by --plan before anything is
+    fetched or loaded. The same command again goes on where it was stopped: after the denoising, only decoding is left.
+
+    Parameters
+    ----------
+    image
+        The first picture, or a video whose first frame is taken.
+    prompt
+        What is seen, not how the camera moves: a text, or a text file (UTF-8). Without it a manifest's captions.
+    output_dir
+        Folder for the results and their manifest; made where there is none.
+    name
+        Name of the video in that folder: NAME.mp4, NAME.plan.svg.
+    action
+        The path by keys and frames, such as w-40,wd-20,none-8: w s forward and back, i k look up and down, and with the
+        current map a d turn, j l step aside; with the first release's map a d step aside and j l turn.
+    action_map
+        What keys do: current (with inertia), which is taken without it, or first, as in the first release.
+    translation_speed
+        Metres a frame while a key is held; 0.025 without it (first: 0.05).
+    rotation_speed_deg
+        Degrees a frame while a key is held; 0.6 without it (first: 1.2).
+    camera
+        The path: .npy of camera-to-world poses [F, 4, 4] in metres, OpenCV axes, 16 a second; or a manifest's folder,
+        whose clip may be annotated or rendered.
+    camera_clip
+        The clip of that manifest; the beginning of its id is enough, and its only one needs none.
+    camera_convention
+        What the .npy holds: c2w, which is taken without it, or w2c. No file tells: look at what the plan says.
+    metres_per_unit
+        For paths of clips whose scale is relative.
+    intrinsics
+        Of the whole picture in its pixels: f, or fx,fy,cx,cy, or .npy of (4,), (3, 3), (F, 4) or (F, 3, 3). Without it
+        a row's own; else Pi3X, MoGe-2 or EXIF are asked, as by `longtake fov`.
+    speed
+        Follow the path so many times as fast.
+    reverse
+        Follow it from its end to its beginning.
+    loop
+        Follow it there, and the same way back.
+    manifest
+        Begin with the first frames of this manifest's clips, along their own paths, and with their captions.
+    where
+        Which of them; those with status == 'ok' without it.
+    clip_id
+        Which of them; the beginning of an id is enough. May be given again.
+    plan
+        Only tell what it would take, and what to change so that it fits. Writes NAME.plan.svg where --output-dir is.
+    model
+        The generator: sana-wm without it.
+    num_frames
+        At most; 8 k + 1 of them are made. 161 without it.
+    fps
+        Frames a second of the film; 16 without it, as the network counts them.
+    steps
+        Of the sampler; 60 without it.
+    cfg_scale
+        How much the prompt is followed; 5 without it. 1 takes half the time.
+    flow_shift
+        Of the noise schedule; 9.8 without it.
+    sampling_algo
+        auto, flow_euler_ltx or flow_dpm-solver.
+    negative_prompt
+        What to lead away from: a text or a text file.
+    cut_prompt
+        Leave out the end of a prompt that is too long, rather than refuse it.
+    seed
+        Of the noise; 42 without it.
+    device
+        auto, cpu, cuda or cuda:1.
+    dtype
+        Numbers that networks compute with; auto is bf16 on a GPU and fp32 on a CPU.
+    offload_vae
+        Let go of each network after its turn. Where memory does not hold all of them, that is done anyway.
+    no_refiner
+        The first stage alone: the only one there is so far. Said here, it is not said in every run.
+    no_action_overlay
+        Do not draw the keys over NAME.mp4. The manifest's own video never has them.
+    keep_latents
+        Keep the latent frames, as safetensors, for a second stage.
+    executor
+        Where the work is done: worker processes of this machine, or Ray.
+    address
+        The Ray cluster to join, such as auto or host:6379; without it one is started on this machine.
+    jobs
+        Clips worked on at the same time.
+    config
+        TOML file with any part of the configuration.
+    set
+        One setting, such as generate.crf=23; may be given again.
+    retry_failed
+        Work clips out again that failed before.
+    report
+        Write report.html into the folder.
+    json
+        Print the counts, or the plan, as JSON.
+    quiet
+        Show no progress.
+    """
+    from . import generate as pipeline
+    from .asked import read_prompt
+
+    given: dict[str, object] = {
+        "model": model,
+        "prompt": None if prompt is None else read_prompt(prompt),
+        "negative": read_prompt(negative_prompt, "--negative-prompt") if negative_prompt else None,
+        "cut_prompt": cut_prompt or None,
+        "frames": num_frames,
+        "fps": fps,
+        "steps": steps,
+        "guidance": cfg_scale,
+        "shift": flow_shift,
+        "sampler": pipeline.sampler_of(sampling_algo),
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "offload": offload_vae or None,
+        "keep_latents": keep_latents or None,
+        "path.action": action,
+        "path.action_map": action_map,
+        "path.translation_speed": translation_speed,
+        "path.rotation_speed_deg": rotation_speed_deg,
+        "path.camera": camera,
+        "path.camera_clip": camera_clip,
+        "path.camera_convention": camera_convention,
+        "path.metres_per_unit": metres_per_unit,
+        "path.intrinsics": intrinsics,
+        "path.speed": speed,
+        "path.reverse": reverse or None,
+        "path.loop": loop or None,
+    }
+    settings = {f"generate.{name}": value for name, value in given.items() if value is not None}
+    resolved = resolve(pipeline.Config, toml=config, sets=set, given=settings).generate
+    chosen: dict[str, Any] = {"image": image, "manifest": manifest, "where": where, "clip_ids": clip_id}
+    if plan:
+        from .planning import plan_run
+
+        planned = plan_run(resolved, out=output_dir, name=name, **chosen)
+        if json:
+            _print_json(planned.facts())
+        else:
+            print("\n".join(printable(line) for line in planned.lines()))
+        return 3 if planned.obstacles else 0
+    if output_dir is None:
+        raise UsageError("--output-dir is missing: the folder for the video and its manifest")
+    if not (no_refiner or quiet):
+        print("the video is that of the first stage: no refiner is run (--no-refiner: do not say so)", file=sys.stderr)
+    run = pipeline.generate(
+        out=output_dir,
+        config=resolved,
+        name=name,
+        overlay=not no_action_overlay,
+        executor=executor,
+        address=address,
+        jobs=jobs,
+        retry_failed=retry_failed,
+        report=report,
+        quiet=quiet,
+        **chosen,
+    )
+    if json:
+        _print_json(run.counts())
+    else:
+        _print_run(run)
+        if image is not None and run.ok:
+            print(f"video:    {run.out / name}.mp4")
+    if run.state == "interrupted":
+        _complain(f"stopped with {run.left} clips and {run.inputs_left} inputs left. The same command goes on")
+        return 130
+    return 1 if run.failed else 0
+
+
+@app.command
 def fit(
     source: Path,
     /,

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 SAMPLERS = {"euler": (euler, euler_sigmas), "dpm": (dpm_solver, dpm_sigmas)}
 
 
+class PromptTooLong(LongtakeError):
+    """The end of the prompt has no room among the tokens that the network sees."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a video is made with, besides its picture, path and prompt. The defaults are the published ones.
@@ -120,6 +124,7 @@ def generate(
     *,
     negative: str = "",
     settings: Settings,
+    cut_prompt: bool = True,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Generated:
     """Latent frames that begin with a picture and are seen along a path.
@@ -131,30 +136,52 @@ def generate(
         path: beginning where the picture was taken, with the picture's intrinsics.
         prompt: what is seen; the path says how the camera moves.
         negative: what to lead away from; has no effect with guidance 1.
+        cut_prompt: leave out the end of a prompt that is too long; else it raises.
         on_step: called after each step with its number and the number of them; what it raises ends this.
 
     Raises:
-        LongtakeError: picture and path do not belong together, or the path has a single frame.
+        LongtakeError: picture and path do not belong together, the path has a single frame.
+        PromptTooLong: unless it may be cut.
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise LongtakeError(f"the picture is {picture.dtype} {list(picture.shape)}, not uint8 RGB [H, W, 3]")
-    height, width = picture.shape[:2]
-    path = first_frames(for_picture(path, width, height), settings.frames)
-    if path.num_frames < STRIDE + 1:
-        raise LongtakeError(f"a video has {STRIDE + 1} frames or more: the path, or the settings' frames, are too few")
-    crop = Crop.to_cover(width, height, out_width=settings.width, out_height=settings.height)
-    intrinsics = crop.intrinsics(torch.from_numpy(path.intrinsics), width, height)
-    path = replace(path, intrinsics=intrinsics.numpy(), width=settings.width, height=settings.height)
-
+    path = framed(path, picture.shape[1], picture.shape[0], settings)
     text, away = _read(parts, prompt, negative if settings.guidance != 1 else None)
+    if text.lost_tokens and not cut_prompt:
+        raise PromptTooLong(
+            f"the prompt is too long: {text.lost_tokens} tokens of its end have no room (a token is some four "
+            "characters). Shorten it, or have it cut: --cut-prompt"
+        )
+    height, width = picture.shape[:2]
+    crop = Crop.to_cover(width, height, out_width=settings.width, out_height=settings.height)
     first = _encode(parts, crop.picture(torch.from_numpy(picture)))
     latents = _sample(parts, first, path, text, away, settings, on_step)
     return Generated(latents=latents, path=path, settings=settings, lost_tokens=text.lost_tokens)
 
 
+def framed(path: CameraPath, width: int, height: int, settings: Settings) -> CameraPath:
+    """The path of a video's frames, from that of a picture of width x height: as long, and with their intrinsics.
+
+    Raises:
+        LongtakeError: the picture is not the path's, or there are too few frames for a video.
+    """
+    path = first_frames(for_picture(path, width, height), settings.frames)
+    if path.num_frames < STRIDE + 1:
+        raise LongtakeError(f"a video has {STRIDE + 1} frames or more: the path, or the settings' frames, are too few")
+    crop = Crop.to_cover(width, height, out_width=settings.width, out_height=settings.height)
+    intrinsics = crop.intrinsics(torch.from_numpy(path.intrinsics), width, height)
+    return replace(path, intrinsics=intrinsics.numpy(), width=settings.width, height=settings.height)
+
+
 def video(made: Generated, vae: Vae) -> Iterator[NDArray[np.uint8]]:
     """The frames [H, W, 3] RGB, one after the other; few are in memory at once."""
-    for frames in vae.decode(made.latents.to(vae.latents_mean.device)):
+    yield from frames_of(made.latents, vae)
+
+
+@torch.inference_mode()
+def frames_of(latents: Tensor, vae: Vae) -> Iterator[NDArray[np.uint8]]:
+    """The frames [H, W, 3] RGB of latents [1, C, T, h, w], one after the other."""
+    for frames in vae.decode(latents.to(vae.latents_mean.device)):
         yield from pictures(frames[0]).numpy()
 
 

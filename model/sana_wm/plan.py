@@ -7,8 +7,9 @@ Counted from the networks' sizes. Activations are those that the code was measur
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -59,25 +60,30 @@ def plan(
     dtype: torch.dtype = torch.bfloat16,
     net: SanaWMConfig = SANA_WM,
     vae: VaeConfig = LTX2_VAE,
+    text_parameters: int = GEMMA_PARAMETERS,
+    weights: Sequence[str] = ("generate",),
 ) -> Plan:
-    """What a video takes on a path of so many frames, with networks in `dtype`. Nothing is downloaded or loaded."""
+    """What a video takes on a path of so many frames, with networks in `dtype`. Nothing is downloaded or loaded.
+
+    Args:
+        weights: names or groups of the networks that are downloaded where they are not here.
+    """
     size = dtype.itemsize
     frames = snap_frames(min(settings.frames, path_frames), most=path_frames)
     latent_frames = (frames - 1) // STRIDE + 1
     rows, cols = settings.height // SPACE, settings.width // SPACE
     tokens = latent_frames * rows * cols
     passes = settings.steps * (1 if settings.guidance == 1 else 2)
-    with torch.device("meta"):
-        net_bytes, vae_bytes = (sum(p.numel() for p in x.parameters()) * size for x in (SanaWM(net), Vae(vae)))
+    net_bytes, vae_bytes = (count * size for count in _parameters(net, vae))
     last_chunk = STRIDE * (SPACE // 4) ** 2 * rows * cols * vae.decoder_widths[0] // 2 * size
     return Plan(
         frames=frames,
         latent_frames=latent_frames,
         tokens=tokens,
         passes=passes,
-        download_bytes=sum(part.num_bytes for part in networks(["generate"]) if record(part) is None),
+        download_bytes=sum(part.num_bytes for part in networks(weights) if record(part) is None),
         memory_bytes={
-            "text": GEMMA_PARAMETERS * size + GEMMA_ACTIVATION_BYTES,
+            "text": text_parameters * size + GEMMA_ACTIVATION_BYTES,
             "encode": vae_bytes + last_chunk,
             "sample": net_bytes + round(tokens * (TOKEN_BYTES[size] * net.width + RAY_BYTES)),
             "decode": vae_bytes + DECODER_CHUNKS * last_chunk,
@@ -88,6 +94,63 @@ def plan(
             "decode": latent_frames * decoder_flops(vae, rows, cols),
         },
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A change with which a video fits."""
+
+    flags: str  # of the command line
+    peak_bytes: int
+    frames: int
+
+
+def ways_to_fit(
+    settings: Settings,
+    memory_bytes: int,
+    *,
+    path_frames: int,
+    dtype: torch.dtype,
+    plan: Callable[..., Plan] = plan,
+) -> list[Way]:
+    """What to change so that a video takes at most so much memory, the smallest change first; none where nothing does.
+
+    Guidance is not among them: its two passes go one after the other, so that without it only the time is halved.
+    """
+
+    def planned(frames: int, kind: torch.dtype) -> Plan:
+        return plan(replace(settings, frames=frames), path_frames=path_frames, dtype=kind)
+
+    ways = []
+    for kind, words in ((dtype, ""), (torch.bfloat16, "--dtype bf16")):
+        if kind.itemsize > dtype.itemsize or (words and kind == dtype):
+            continue
+        whole = planned(settings.frames, kind)
+        frames = whole.frames
+        low, high = planned(STRIDE + 1, kind), whole
+        if high.peak_bytes > memory_bytes >= low.peak_bytes:
+            # all but the tokens' share stays the same, so memory is straight in the frames above some number
+            few, many = 1, (frames - 1) // STRIDE
+            while many - few > 1:
+                middle = (few + many) // 2
+                if planned(STRIDE * middle + 1, kind).peak_bytes <= memory_bytes:
+                    few = middle
+                else:
+                    many = middle
+            frames = STRIDE * few + 1
+        elif low.peak_bytes > memory_bytes:
+            continue
+        flags = " ".join(filter(None, (words, f"--num-frames {frames}" if frames < whole.frames else "")))
+        if flags:
+            ways.append(Way(flags=flags, peak_bytes=planned(frames, kind).peak_bytes, frames=frames))
+    return sorted(ways, key=lambda way: -way.frames)
+
+
+@lru_cache(maxsize=4)
+def _parameters(net: SanaWMConfig, vae: VaeConfig) -> tuple[int, int]:
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in x.parameters()) for x in (SanaWM(net), Vae(vae))]
+    return counts[0], counts[1]
 
 
 def pass_flops(net: SanaWMConfig, tokens: int) -> float:
