@@ -23,7 +23,7 @@ NEEDED = {
     "kornia": "kornia",
     "poselib": "poselib",
 }
-OPTIONAL = {"ray": "--executor ray", "rerun-sdk": "longtake view"}
+OPTIONAL = {"ray": "--executor ray", "rerun-sdk": "longtake view", "diffusers": "render --enhance difix"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ def examine() -> Iterator[Finding]:
         else:
             yield Finding(name=package, state="optional", words=f"not installed; {use} needs it: pip install {package}")
     yield _compiler()
+    yield _gsplat()
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     words = browser or "none; only pictures of reports and their test need one"
     yield Finding(name="browser", state="ok" if browser else "optional", words=words)
@@ -92,6 +93,19 @@ def _compiler() -> Finding:
         return Finding(name="C++ compiler", state="ok", words=" ".join(compiler()))
     except LongtakeError as error:
         return Finding(name="C++ compiler", state="optional", words=f"{error}; without, scenes are drawn slowly")
+
+
+def _gsplat() -> Finding:
+    from ..render.cuda import check_kernels, device_found
+
+    if not device_found():
+        words = f"{_version('gsplat') or 'not installed'}; there is no CUDA device for it, splats are drawn on the CPU"
+        return Finding(name="gsplat", state="optional", words=words)
+    try:
+        return Finding(name="gsplat", state="ok", words=f"{_version('gsplat')}, {check_kernels()}")
+    except LongtakeError as error:
+        words = f"{error}; without, splats are drawn on the CPU, and scenes cannot be fitted"
+        return Finding(name="gsplat", state="optional", words=words)
 
 
 def _version(package: str) -> str | None:

@@ -56,7 +56,7 @@ from ..render.camera_path import (
     survey,
 )
 from ..render.cameras import find_cameras, read_cameras
-from ..render.cuda import device_found
+from ..render.cuda import check_kernels, device_found
 from ..render.enhance import HOLE, OPAQUE, Enhanced, Seen, difix, fill_holes, flicker
 from ..render.rasterize import Backend, Rasterizer, Rendered
 from ..render.scene import Scene, read_scene
@@ -758,7 +758,16 @@ def _expanded(scenes: Sequence[str]) -> list[str]:
 
 def _remark(backend: Backend) -> str:
     """What a user should know of the rasteriser on this machine; raises MissingPart where it cannot run."""
-    if backend in ("reference", "gsplat") or (backend == "auto" and find_spec("gsplat")):
+    words = ""
+    if backend == "gsplat":
+        check_kernels()
+    elif backend == "auto" and find_spec("gsplat") and device_found():
+        try:
+            check_kernels()
+            return ""
+        except MissingPart as error:
+            words = f"frames are drawn on the CPU: {error}"
+    if backend in ("reference", "gsplat"):
         return ""
     from ..render.cpu import library
 
@@ -768,7 +777,7 @@ def _remark(backend: Backend) -> str:
         if backend == "cpu":
             raise
         return f"frames take seconds each, by the slow reference: {error}"
-    return ""
+    return words
 
 
 @dataclass(kw_only=True)
@@ -1005,7 +1014,13 @@ class _Graph:
 
 
 def _gsplat_runs() -> bool:
-    return find_spec("gsplat") is not None and device_found()
+    if find_spec("gsplat") is None or not device_found():
+        return False
+    try:
+        check_kernels()
+    except MissingPart:
+        return False
+    return True
 
 
 def networks_of(film: FilmConfig) -> list[Facts]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from ..errors import MissingPart
-from .cuda import installed_profile
+from .cuda import check_kernels
 from .fit import NEAR, SCENE_SCALE, Camera, FitConfig, Optimizers, Params, State
 
 
@@ -24,14 +22,9 @@ def check_gpu(device: str) -> None:
     elif torch.device(device).type != "cuda" or (torch.device(device).index or 0) >= torch.cuda.device_count():
         lacking.append(f"device {device!r} is none of its {torch.cuda.device_count()} GPUs: cuda, cuda:1 ...")
     try:
-        installed_profile()
+        check_kernels()
     except MissingPart as error:
-        lacking.append(f"{error}; it compiles itself on first use with the CUDA toolkit's nvcc")
-    if not lacking and importlib.util.find_spec("gsplat.csrc") is None:  # else its kernels came with the wheel
-        from torch.utils.cpp_extension import CUDA_HOME
-
-        if CUDA_HOME is None:
-            lacking.append("gsplat has to compile its kernels, and there is no CUDA toolkit: install it, set CUDA_HOME")
+        lacking.append(str(error))
     if lacking:
         raise MissingPart(f"splats are trained on an NVIDIA GPU with gsplat. {'; and '.join(lacking)}")
 

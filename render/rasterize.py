@@ -99,8 +99,8 @@ class Rasterizer:
     """A scene prepared for drawing.
 
     Args:
-        backend: "auto" takes gsplat where it is installed and there is a CUDA device, else cpu, else (with a warning)
-            reference.
+        backend: "auto" takes gsplat where it is installed and there is a CUDA device, else (with a warning where only
+            gsplat's kernels are missing) cpu, else (with a warning) reference.
         profile: whose constants hold; by default those of gsplat 1.5.3, and for the backend gsplat those of the
             version that is installed.
 
@@ -120,7 +120,11 @@ class Rasterizer:
             from . import cuda
 
             if cuda.device_found() and profile in (None, cuda.installed_profile()):
-                backend = "gsplat"
+                try:
+                    cuda.check_kernels()
+                    backend = "gsplat"
+                except MissingPart as error:
+                    warnings.warn(f"Gaussians are drawn on the CPU: {error}", stacklevel=2)
         if backend == "gsplat":
             from . import cuda
 
