@@ -86,6 +86,7 @@ def carry_out(
     finally:
         if pool:
             pool.close()
+            store.sweep()  # what killed workers left
         display.close()
     if end.stopped:
         ledger.close("stopped")

@@ -280,13 +280,20 @@ def _abandoned(name: str) -> bool:
     match = OWNER.search(name)
     if not match or match["space"] != _process_space():
         return False
+    return not is_running(int(match["pid"]))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process on this machine, and it has not ended."""
     try:
-        os.kill(int(match["pid"]), 0)
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # ended, nobody has asked
     except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's
         return False
-    return False
+    except PermissionError:  # somebody else's
+        return True
+    except FileNotFoundError:  # ended meanwhile, or this is no Linux
+        return not Path("/proc/self/stat").exists()
 
 
 @lru_cache
