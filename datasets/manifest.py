@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,9 @@ from .schema import SCHEMA, SCHEMA_ID, principal_point_outside, row_problem, to_
 from .storage import Local, Storage, absolute, has_secret, open_storage, resolve
 from .storage import check_writable as check_writable
 from .where import parse_where
+
+if TYPE_CHECKING:
+    from .readers import ReadPictures, Selection
 
 T = TypeVar("T")
 
@@ -187,6 +190,7 @@ class Manifest:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.storage: Storage = open_storage(path)
+        self.read_pictures: ReadPictures | None = None  # how films are decoded, for training
         self._newest: Snapshot | None = None
         self._indexes: dict[str, _Index] = {}  # by part; parts never change
 
@@ -301,6 +305,24 @@ class Manifest:
                     raise LongtakeError(f"DuckDB cannot answer {query!r}: {error}") from error
 
         return self._consistently(ask)
+
+    def filter(self, condition: pc.Expression | str | None = None, *, sql: str | None = None) -> Selection:
+        """Clips to read or to train on, in the manifest's order; nothing but what the condition needs is read.
+
+        Args:
+            condition: such as `pyarrow.compute.field("status") == "ok"`, or text as `parse_where` reads it.
+            sql: further, what would stand after `where` in a query on the clips, for DuckDB.
+
+        Raises:
+            LongtakeError: an unknown column, a condition that cannot be read, or DuckDB is wanted but not installed.
+        """
+        from .readers import Selection
+
+        ids = self.table(["clip_id"], condition)["clip_id"].to_pylist()
+        if sql is not None:
+            chosen = set(self.sql(f"select clip_id from clips where ({sql}\n)")["clip_id"].to_pylist())
+            ids = [clip_id for clip_id in ids if clip_id in chosen]
+        return Selection(manifest=self, clip_ids=tuple(ids))
 
     def rows(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .manifest import Manifest
+    from .training import TrainingClips, TrainingStream
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,3 +97,102 @@ def frame_times_s(row: Mapping[str, Any]) -> NDArray[np.float64]:
     if row["pts_s"] is not None:
         return np.asarray(row["pts_s"], np.float64)
     return row["start_s"] + np.arange(row["num_frames"]) * (row["fps_den"] / row["fps_num"])
+
+
+PICTURE_COLUMNS = (
+    "uri image_uris container width height coded_width coded_height rotation_deg mirrored sar_num sar_den interlaced "
+    "origin_s frame_start"
+).split()
+
+
+class ReadPictures(Protocol):
+    """How a manifest decodes: `pipelines.frames.read_pictures`, given to it by `longtake.open_manifest`."""
+
+    def __call__(
+        self,
+        path: str,
+        row: Mapping[str, Any],
+        times_s: NDArray[np.float64],
+        indices: NDArray[np.int64],
+        *,
+        crop: tuple[int, int, int, int],
+        size: tuple[int, int],
+    ) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Clips of a manifest, in an order: `Manifest.filter` makes one. Only their ids are in memory."""
+
+    manifest: Manifest
+    clip_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def __iter__(self) -> Iterator[Clip]:
+        """The cameras of the clips that have one, each read when it is asked for."""
+        for clip_id in self.clip_ids:
+            row = self.manifest.row(clip_id, CLIP_COLUMNS)
+            if row["c2w"] is not None:
+                yield read_clip(row)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows as an Arrow table, in the manifest's order."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        return self.manifest.table(columns, pc.field("clip_id").isin(pa.array(self.clip_ids, pa.string())))
+
+    @overload
+    def to_torch(
+        self,
+        *,
+        frames: int,
+        fps: float,
+        size: tuple[int, int],
+        seed: int = 0,
+        pictures: bool = True,
+        stream: Literal[False] = False,
+    ) -> TrainingClips: ...
+    @overload
+    def to_torch(
+        self,
+        *,
+        frames: int,
+        fps: float,
+        size: tuple[int, int],
+        seed: int = 0,
+        pictures: bool = True,
+        stream: Literal[True],
+    ) -> TrainingStream: ...
+    def to_torch(
+        self,
+        *,
+        frames: int,
+        fps: float,
+        size: tuple[int, int],
+        seed: int = 0,
+        pictures: bool = True,
+        stream: bool = False,
+    ) -> TrainingClips | TrainingStream:
+        """A PyTorch dataset of windows of these clips: see `training.TrainingClips` for what a sample holds.
+
+        Clips that have no window of so many posed frames at that rate are left out; `skipped` says how many and why.
+
+        Args:
+            frames: of each window, 8k + 1.
+            fps: their rate; of a clip those frames are taken that are shown nearest to the wanted times.
+            size: height and width of the pictures; the clip's scene is cropped about its middle, and scaled.
+            seed: of the order and of where in its clip a window begins.
+            pictures: False leaves the files alone and gives the cameras only.
+            stream: an iterable dataset that shards itself over ranks and workers, instead of a map-style one.
+
+        Raises:
+            LongtakeError: a number of frames that is not 8k + 1, or none of the clips has such a window.
+        """
+        from .training import TrainingClips, TrainingStream, Window
+
+        window = Window(frames=frames, fps=fps, size=size, seed=seed, pictures=pictures)
+        clips = TrainingClips(self, window)
+        return TrainingStream(clips) if stream else clips

@@ -26,10 +26,17 @@ __all__ = ["annotate", "open_manifest"]
 
 
 def open_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest in this folder; raises `records.LongtakeError` where there is none."""
-    from .datasets.manifest import open_manifest
+    """The manifest in this folder or at this address (`s3://bucket/prefix`), to read and to train on.
 
-    return open_manifest(path)
+    Raises:
+        LongtakeError: there is none, or it cannot be read.
+    """
+    from .datasets.manifest import open_manifest
+    from .pipelines.frames import read_pictures
+
+    manifest = open_manifest(path)
+    manifest.read_pictures = read_pictures
+    return manifest
 
 
 class _Annotate(ModuleType):
