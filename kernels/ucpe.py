@@ -85,7 +85,7 @@ def _move(x: Tensor, motion: Tensor | None, by: Tensor, shorten: bool) -> Tensor
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    return torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + EPS
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1] + EPS
 
 
 def _check(x: Tensor, motion: Tensor | None, by: Tensor, *, pairs: int) -> None:

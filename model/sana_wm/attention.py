@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels import gdn
+from ...kernels.features import features, short_conv
 from ...kernels.ucpe import turn
 from .config import SanaWMConfig
 from .encoding import RayEncoding
 
 KEY_TAPS = 4
+NORM_EPS = 1e-5
 EPS = 1e-8  # added to the normaliser of linear attention
 
 Gates = tuple[Tensor, Tensor]  # beta [B, T, S, H] of every token and decay [B, T, H] of every frame, float32
@@ -42,9 +44,7 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, S, C]; frames before the first and after the last are zero."""
-        taps = torch.cat([self.weight, self.weight[..., :-1].flip(-1)], -1)  # the frame's own tap counts once
-        y = F.conv2d(x.movedim(-1, 1), taps[..., None], padding=(KEY_TAPS - 1, 0), groups=x.shape[-1])
-        return y.movedim(1, -1)
+        return short_conv(x, self.weight[:, 0])
 
 
 class SelfAttention(nn.Module):
@@ -64,8 +64,8 @@ class SelfAttention(nn.Module):
         self.register_buffer("recall_gate", torch.zeros(1))  # no use is known
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(width, eps=1e-5)
-        self.k_norm = nn.RMSNorm(width, eps=1e-5)
+        self.q_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.k_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.beta_proj = nn.Linear(width, heads)
         self.gate_proj = nn.Linear(width, heads)
         self.output_gate = nn.Linear(width, width)
@@ -73,8 +73,8 @@ class SelfAttention(nn.Module):
         self.k_proj_cam = nn.Linear(width, width)
         self.v_proj_cam = nn.Linear(width, width)
         self.out_proj_cam = nn.Linear(width, width)
-        self.q_norm_cam = nn.RMSNorm(width, eps=1e-5)
-        self.k_norm_cam = nn.RMSNorm(width, eps=1e-5)
+        self.q_norm_cam = nn.RMSNorm(width, eps=NORM_EPS)
+        self.k_norm_cam = nn.RMSNorm(width, eps=NORM_EPS)
         if not softmax:
             self.conv_k = ShortConv(width)
             self.conv_k_cam = ShortConv(width)
@@ -105,7 +105,7 @@ class SelfAttention(nn.Module):
             q, k = turn(q, places.turns).to(v.dtype), turn(k, places.turns).to(v.dtype)
             out = softmax_attention(q, k, v, scale=q.shape[-1] ** -0.5, dtype=self.attention_dtype)
         else:
-            q, k, v = self._features(self.q_norm(q), self.k_norm(self.conv_k(k)), v)
+            q, k, v = self._features(q, k, v, self.q_norm, self.k_norm, self.conv_k)
             out = linear_attention(q, k, v, gates, places.turns)
         return out.flatten(-2)
 
@@ -116,17 +116,21 @@ class SelfAttention(nn.Module):
             q, k, v = self._split(self.q_norm_cam(q)), self._split(self.k_norm_cam(k)), self._split(v)
             out = softmax_ray_attention(q, k, v, rays, valid=valid, dtype=self.attention_dtype)
         else:
-            q, k, v = self._features(self.q_norm_cam(q), self.k_norm_cam(self.conv_k_cam(k)), v)
+            q, k, v = self._features(q, k, v, self.q_norm_cam, self.k_norm_cam, self.conv_k_cam)
             out = linear_ray_attention(q, k, v, gates, rays)
         return out.flatten(-2)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [B, T, S, H, D]
 
-    def _features(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(
+        self, q: Tensor, k: Tensor, v: Tensor, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm, conv: ShortConv
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Heads [B, T, S, H, D] in float32, q and k not negative, k scaled by its width and the frame's tokens."""
-        q, k, v = (self._split(x).float() for x in (F.relu(q), F.relu(k), v))
-        return q, k * (k.shape[-1] * k.shape[2]) ** -0.5, v
+        scale = (k.shape[-1] // self.heads * k.shape[2]) ** -0.5
+        q = features(q, q_norm.weight, eps=NORM_EPS)
+        k = features(k, k_norm.weight, eps=NORM_EPS, scale=scale, taps=conv.weight[:, 0])
+        return self._split(q), self._split(k), self._split(v).float()
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, gates: Gates, turns: Tensor) -> Tensor:
@@ -144,8 +148,8 @@ def linear_ray_attention(q: Tensor, k: Tensor, v: Tensor, gates: Gates, rays: Ra
 
 def ray_beta(beta: Tensor, k: Tensor, seen: Tensor) -> Tensor:
     """beta [B, T, S, H], smaller where a frame's keys are longer as seen from their rays."""
-    growth = torch.linalg.vecdot(seen, seen).clamp(min=1e-12) / torch.linalg.vecdot(k, k).clamp(min=1e-12)
-    return beta / growth.mean(2, keepdim=True).clamp(min=1.0)  # growth of squares
+    seen_length, length = (torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-6) for x in (seen, k))
+    return beta / (seen_length / length).square().mean(2, keepdim=True).clamp(min=1.0)
 
 
 def softmax_ray_attention(

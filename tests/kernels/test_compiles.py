@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from longtake.kernels import gdn_triton, ucpe_triton  # noqa: E402
+from longtake.kernels import features_triton, gdn_triton, ucpe_triton  # noqa: E402
 
 SHARED_MEMORY = (
     99 * 1024
@@ -24,6 +24,7 @@ KERNELS = [  # kernel, its tensors, its compile-time arguments
     (gdn_triton._products_kernel, "x y beta out", {"WEIGHTED": False, "BS": 32, "BX": 128, "BY": 16}),
     (gdn_triton._read_kernel, "x states out", {"BS": 64, "BX": 32, "BY": 128}),
     (gdn_triton._walk_kernel, "p u decay history", {"BACKWARD": True, "BD": 128, "BK": 32, "BV": 16}),
+    (features_triton._features_kernel, "x weight taps out", {"C": 2240, "TAPS": 4, "BC": 4096}),
     (
         ucpe_triton._move_kernel,
         "x motion by out",
@@ -35,7 +36,7 @@ KERNELS = [  # kernel, its tensors, its compile-time arguments
 @pytest.mark.parametrize("kernel, tensors, constants", KERNELS)
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_compiles(kernel, tensors, constants, capability):
-    types = {name: "i32" for name in kernel.arg_names}
+    types = {name: "fp32" if name in ("eps", "scale") else "i32" for name in kernel.arg_names}
     types |= {name: "*fp32" for name in tensors.split()} | {name: "constexpr" for name in constants}
     source = ASTSource(kernel, signature=types, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=gdn_triton.LAUNCH)
