@@ -121,8 +121,9 @@ def rigid(poses: NDArray[np.float64], where: str) -> NDArray[np.float64]:
         words = "are its matrices stored in columns, that is transposed?"
         raise BadMedia("not_rigid", f"{where}: a pose has the last row {m[odd[0], 3]} instead of 0 0 0 1; {words}")
     r = m[:, :3, :3]
-    if np.abs(r).max() > 1e6:
-        raise BadMedia("not_rigid", f"{where}: a pose has rotation entries of {np.abs(r).max():.3g}; 1 is the most.")
+    for what, values, most in (("rotation", r, 1e6), ("position", m[:, :3, 3], 1e12)):
+        if np.abs(values).max() > most:
+            raise BadMedia("not_rigid", f"{where}: a pose has a {what} with numbers like {np.abs(values).max():.3g}.")
     if (np.linalg.det(r) < 0).any():
         raise BadMedia(
             "mirrored",

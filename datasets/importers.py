@@ -175,7 +175,7 @@ def _clip(
     if problem := intrinsics_problem(k, size):
         raise BadMedia("intrinsics_of_another_size", f"{where}: {problem}.")
     frames = _frames(cameras, video, media, config, where)
-    posed = np.isfinite(poses).all((1, 2))
+    posed: NDArray[np.bool_] = np.asarray(np.isfinite(poses).all((1, 2)))
     first, last = int(frames[posed][0]), int(frames[posed][-1])
     if config.format in ("npz", "webdataset"):  # formats that mark what has no pose: their rows are the clip
         first, last = int(frames[0]), int(frames[-1])

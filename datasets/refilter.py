@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ..records import LongtakeError
 from .filters import DropCount, DropRates, judge, row_values, verdict_columns
 from .formats.sana_wm import SCORES
-from .safe import MAX_ARRAY_BYTES, parse_json, read_text, told
+from .safe import MAX_ARRAY_BYTES, parse_json, read_text, regular, told
 from .schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _parquet(path: Path) -> list[tuple[Any, dict[str, Any]]]:
         if path.stat().st_size > MAX_ARRAY_BYTES:
             raise LongtakeError(f"{path} has more than {MAX_ARRAY_BYTES >> 20} MiB.")
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(regular(path))
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             if sum(group.total_byte_size for group in groups) > MAX_ARRAY_BYTES:
                 raise LongtakeError(f"{path} unpacks to more than {MAX_ARRAY_BYTES >> 20} MiB.")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import tokenize
 import zipfile
@@ -103,13 +104,33 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         BadMedia: unreadable or too_large.
     """
     with told(path):
-        if path.stat().st_size > max_bytes:
-            raise BadMedia("too_large", f"{path} has more than {max_bytes >> 20} MiB.")
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise BadMedia("too_large", f"{path} has more than {max_bytes >> 20} MiB.")
-        return data.decode("utf-8-sig")
+        return read_bytes(path, max_bytes).decode("utf-8-sig")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A regular file of at most `max_bytes`; of a pipe or a device nothing is read.
+
+    Raises:
+        BadMedia: unreadable or too_large.
+    """
+    regular(path)
+    with told(path), open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadMedia("too_large", f"{path} has more than {max_bytes >> 20} MiB.")
+    return data
+
+
+def regular(path: Path) -> Path:
+    """The path, if a regular file is there.
+
+    Raises:
+        BadMedia: unreadable, where there is nothing, or something whose reading might never end.
+    """
+    with told(path):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadMedia("unreadable", f"{path} is no regular file.")
+    return path
 
 
 def read_json(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> Any:
@@ -148,7 +169,7 @@ def read_npy(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> NDArray:
     Raises:
         BadMedia: unreadable or too_large.
     """
-    with told(path), open(path, "rb") as file:
+    with told(path), open(regular(path), "rb") as file:
         return _array(file, os.fstat(file.fileno()).st_size, max_bytes)
 
 
@@ -159,7 +180,7 @@ def read_npz(source: Path | IO[bytes], names: Mapping[str, bool], max_bytes: int
         names: name -> whether it must be there. Others are not looked at.
         max_bytes: of all of these together, unpacked.
     """
-    where = source if isinstance(source, Path) else "an .npz"
+    where = regular(source) if isinstance(source, Path) else "an .npz"
     with told(where), zipfile.ZipFile(source) as archive:
         sizes = {info.filename: info.file_size for info in members(archive)}
         if missing := [name for name, needed in names.items() if needed and f"{name}.npy" not in sizes]:

@@ -46,7 +46,7 @@ def read_npz_folder(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each .npz: poses under one of POSE_NAMES, K or intrinsics, pose_valid, times_s, frames or inds."""
 
     def read(name: str) -> Cameras:
-        path = beside(source, name)
+        path = beside(source, f"{name}.npz")
         optional = dict.fromkeys(("K", "intrinsics", "pose_valid", "times_s", "frames", "inds"), False)
         found = read_npz(path, dict.fromkeys(POSE_NAMES, False) | optional)
         names = [name for name in POSE_NAMES if name in found]
@@ -67,7 +67,7 @@ def read_npz_folder(source: Path) -> Iterator[Cameras | Refused]:
             frames=_row(found.get("frames", found.get("inds")), "iu", len(poses), path),
         )
 
-    return each((path.name for path in files(source, ".npz")), read)
+    return each((path.stem for path in files(source, ".npz")), read)
 
 
 def read_npy_folder(source: Path) -> Iterator[Cameras | Refused]:
@@ -75,7 +75,7 @@ def read_npy_folder(source: Path) -> Iterator[Cameras | Refused]:
     parts = ("_intrinsics", "_frames")
 
     def read(name: str) -> Cameras:
-        path = beside(source, name)
+        path = beside(source, f"{name}.npy")
         stem = path.stem.removesuffix("_c2w")
         there = {part: p for part in parts if (p := path.with_name(f"{stem}{part}.npy")).is_file()}
         poses = as_poses(read_npy(path), path)
@@ -87,7 +87,7 @@ def read_npy_folder(source: Path) -> Iterator[Cameras | Refused]:
             frames=_row(loaded.get("_frames"), "iu", len(poses), path),
         )
 
-    return each((path.name for path in files(source, ".npy") if not path.stem.endswith(parts)), read)
+    return each((path.stem for path in files(source, ".npy") if not path.stem.endswith(parts)), read)
 
 
 def files(source: Path, suffix: str) -> list[Path]:

@@ -21,7 +21,7 @@ from ...errors import BadMedia
 from ...geometry import invert_pose, pose, quaternion_from_rotation, rotation_from_quaternion
 from ..cameras import MAX_FRAMES, Cameras, Refused, each, unit_quaternions
 from ..readers import Clip
-from ..safe import MAX_ARRAY_BYTES, read_text, told
+from ..safe import MAX_ARRAY_BYTES, read_bytes, read_text, told
 from .output import Output
 
 # model -> (number of parameters, one focal length, where k1 and k2 are). Others have lenses that the manifest has no
@@ -235,10 +235,7 @@ class _Bytes:
     """A file's bytes, read from front to back; what is asked for beyond the end is an error, never a wait."""
 
     def __init__(self, path: Path) -> None:
-        with told(path):
-            if path.stat().st_size > MAX_ARRAY_BYTES:
-                raise BadMedia("too_large", f"{path} has more than {MAX_ARRAY_BYTES >> 20} MiB.")
-            self.data, self.at, self.path = path.read_bytes(), 0, path
+        self.data, self.at, self.path = read_bytes(path, MAX_ARRAY_BYTES), 0, path
 
     def take(self, form: str) -> tuple:
         size = struct.calcsize("<" + form)

@@ -61,7 +61,8 @@ def read(source: Path) -> Iterator[Cameras | Refused]:
     if not found:
         raise BadMedia("no_cameras", f"{source}: there is no transforms.json.")
     root = source if source.is_dir() else source.parent
-    return each((p.relative_to(root).as_posix() for p in found), lambda name: _scene(root, root / name))
+    scenes = {"" if p.parent == root else p.parent.relative_to(root).as_posix(): p for p in found}
+    return each(scenes, lambda name: _scene(root, scenes[name]))
 
 
 def _scene(root: Path, path: Path) -> Cameras:

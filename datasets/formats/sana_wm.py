@@ -24,7 +24,7 @@ import numpy as np
 from ...errors import BadMedia
 from ..cameras import CORNER, Cameras
 from ..readers import Clip
-from ..safe import member, members, parse_json, read_json, read_npz, told
+from ..safe import member, members, parse_json, read_json, read_npz, regular, told
 from .output import Output
 
 STEM = "clips"
@@ -126,7 +126,7 @@ def _infos(path: Path) -> dict[str, dict[str, Any]]:
     """What the zip's JSON files say, by clip."""
     if not path.is_file():
         return {}
-    with told(path), zipfile.ZipFile(path) as archive:
+    with told(path), zipfile.ZipFile(regular(path)) as archive:
         found = {}
         for info in members(archive):
             if info.filename.endswith(".json"):

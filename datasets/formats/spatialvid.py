@@ -28,8 +28,8 @@ def read(source: Path) -> Iterator[Cameras | Refused]:
     if not found:
         raise BadMedia("no_cameras", f"{source}: there is no poses.npy below it.")
 
-    def read_clip(where: str) -> Cameras:
-        folder = source / where
+    def read_clip(name: str) -> Cameras:
+        folder = root / name
         table = read_npy(folder / "poses.npy")
         if table.dtype.kind != "f" or table.ndim != 2 or table.shape[1] != 7:
             raise BadMedia("broken_cameras", f"{folder}/poses.npy is {table.dtype} {table.shape}, not floats [N, 7].")
@@ -40,7 +40,6 @@ def read(source: Path) -> Iterator[Cameras | Refused]:
         if k is not None and (k.dtype.kind != "f" or k.shape != (len(table), 4)):
             raise BadMedia("broken_cameras", f"{path} is {k.dtype} {k.shape} for {len(table)} poses.")
         index = folder / "indexes.txt"
-        name = folder.relative_to(source).as_posix().removeprefix("annotations/")
         video = source / "videos" / f"{name}.mp4"
         shares = k is not None and bool((np.abs(k) <= 4).all())
         return Cameras(
@@ -52,7 +51,7 @@ def read(source: Path) -> Iterator[Cameras | Refused]:
             media=f"videos/{name}.mp4" if video.is_file() else None,
         )
 
-    return each((folder.relative_to(source).as_posix() for folder in found), read_clip)
+    return each((folder.relative_to(root).as_posix() for folder in found), read_clip)
 
 
 def _indexes(path: Path, count: int) -> NDArray[np.int64]:

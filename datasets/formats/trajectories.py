@@ -52,13 +52,13 @@ def read_tum(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each .txt of rows of 8 numbers."""
 
     def read(name: str) -> Cameras:
-        path = beside(source, name)
+        path = beside(source, f"{name}.txt")
         table = _table(path, 8)
         q = unit_quaternions(table[:, 4:], str(path))
         rotation = rotation_from_quaternion(q[:, [3, 0, 1, 2]])
         return Cameras(name=path.stem, poses=pose(rotation, table[:, 1:4]), times_s=table[:, 0])
 
-    return each((path.name for path in files(source, ".txt")), read)
+    return each((path.stem for path in files(source, ".txt")), read)
 
 
 def read_kitti(source: Path) -> Iterator[Cameras | Refused]:
@@ -66,7 +66,7 @@ def read_kitti(source: Path) -> Iterator[Cameras | Refused]:
     folder = source / "poses" if (source / "poses").is_dir() else source
 
     def read(name: str) -> Cameras:
-        path = beside(folder, name)
+        path = beside(folder, f"{name}.txt")
         poses = as_poses(_table(path, 12).reshape(-1, 3, 4), path)
         sequence = path.parent.parent / "sequences" / path.stem
         times = _table(sequence / "times.txt", 1)[:, 0] if (sequence / "times.txt").is_file() else None
@@ -80,7 +80,7 @@ def read_kitti(source: Path) -> Iterator[Cameras | Refused]:
             intrinsics=None if k is None else np.repeat(k[None], len(poses), 0),
         )
 
-    return each((path.name for path in files(folder, ".txt")), read)
+    return each((path.stem for path in files(folder, ".txt")), read)
 
 
 def _lines(table: NDArray[np.float64]) -> str:

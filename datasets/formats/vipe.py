@@ -42,7 +42,7 @@ def read(source: Path) -> Iterator[Cameras | Refused]:
     """One clip for each pose/*.npz. Raises BadMedia for cameras that are no pinholes."""
 
     def read_clip(name: str) -> Cameras:
-        path = source / "pose" / name
+        path = source / "pose" / f"{name}.npz"
         found = read_npz(path, {"data": True, "inds": True})
         poses = as_poses(found["data"], path)
         inds = _inds(found["inds"], len(poses), path)
@@ -65,7 +65,7 @@ def read(source: Path) -> Iterator[Cameras | Refused]:
         media = f"rgb/{path.stem}.mp4" if video.is_file() else None
         return Cameras(name=path.stem, poses=poses, intrinsics=k, frames=inds, media=media)
 
-    return each((path.name for path in files(source / "pose", ".npz")), read_clip)
+    return each((path.stem for path in files(source / "pose", ".npz")), read_clip)
 
 
 def _inds(values: np.ndarray, count: int, path: Path) -> np.ndarray:

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import BadMedia
 from ..cameras import Cameras
 from ..readers import Clip
-from ..safe import MAX_ARRAY_BYTES, MAX_MEMBERS, array_from_bytes, check_member, parse_json, told
+from ..safe import MAX_ARRAY_BYTES, MAX_MEMBERS, array_from_bytes, check_member, parse_json, regular, told
 from .arrays import as_intrinsics, as_poses
 from .output import Output
 
@@ -94,7 +93,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name, parts = None, {}
     with told(path):
         try:
-            with tarfile.open(path, "r:") as tar:  # "r:": packed tar files are refused, and with them bombs
+            with tarfile.open(regular(path), "r:") as tar:  # "r:": packed tar files are refused, and with them bombs
                 for count, info in enumerate(tar):
                     check_member(info.name)
                     key, _, kind = info.name.rpartition("/")[2].partition(".")
@@ -144,7 +143,7 @@ def _cameras(path: Path, name: str, parts: dict[str, Any]) -> Cameras:
     )
 
 
-def _column(parts: dict[str, Any], name: str, kind: str, count: int, where: str, missing: Any) -> NDArray:
+def _column(parts: dict[str, Any], name: str, kind: str, count: int, where: str, missing: Any) -> Any:
     values = parts.get(name, missing)
     if values is None:
         return values
