@@ -198,8 +198,8 @@ class Block(nn.Module):
         keep = clip.places.valid
         x = torch.addcmul(x, gate_a, self.attn(_mask(_modulated(x, shift_a, scale_a), keep), clip.places))
         if clip.rays is not None and given.of_rays is not None:
-            x = x + F.linear(clip.rays, *given.of_rays)
-        x = x + self.cross_attn(x, given.words)
+            x = F.linear(clip.rays, *given.of_rays).add_(x)
+        x = self.cross_attn(x, given.words).add_(x)
         w = _mask(_modulated(x, shift_f, scale_f), keep)
         return _mask(torch.addcmul(x, gate_f, self.mlp(w, clip.shape[3:])), keep)
 
@@ -278,7 +278,7 @@ class ConvMlp(nn.Module):
         """[n, rows, cols, C] -> the same shape."""
         x = F.silu(self.inverted_conv(x), inplace=True)
         value, gate = self.depth_conv(x.movedim(-1, 1)).movedim(1, -1).chunk(2, dim=-1)
-        return self.point_conv(value * F.silu(gate))
+        return self.point_conv(F.silu(gate).mul_(value))
 
     def _in_time(self, y: Tensor) -> Tensor:
         """y [B, T, S, C] and its filtered frames: the same shape."""
@@ -288,9 +288,8 @@ class ConvMlp(nn.Module):
         for first in range(0, frames, most):
             begin, end = max(first - 1, 0), first + most + 1  # with a neighbour on both sides, where there is one
             near = y[:, begin:end]
-            filtered = self.t_conv(near.movedim(-1, 1)).movedim(1, -1)
-            kept = slice(first - begin, first - begin + most)
-            parts.append(near[:, kept] + filtered[:, kept])
+            both = self.t_conv(near.movedim(-1, 1)).movedim(1, -1).add_(near)
+            parts.append(both[:, first - begin : first - begin + most])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
