@@ -29,6 +29,8 @@ app = App(
 )
 manifest = App(name="manifest", help="Look into a manifest, check it, judge it, exchange it with other tools.")
 app.command(manifest)
+stage = App(name="stage", help="Run one stage of a pipeline by itself.")
+app.command(stage)
 weights = App(name="weights", help="The networks' weights: what there is, what is needed, get it, check it.")
 app.command(weights)
 app.command(lift)
@@ -92,7 +94,9 @@ def annotate(
     source: str | None = None,
     config: Path | None = None,
     set: tuple[str, ...] = (),
+    gpu_share: float = 1.0,
     retry_failed: bool = False,
+    max_failed_ratio: float | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
     json: Json = False,
     quiet: bool = False,
@@ -144,8 +148,12 @@ def annotate(
         TOML file with any part of the configuration.
     set
         One setting, such as annotate.track.max_side=640; may be given again.
+    gpu_share
+        Share of a GPU that the networks of one clip take on Ray; at 0.5 two share one.
     retry_failed
         Work clips out again that failed before.
+    max_failed_ratio
+        Stop once more than this share of the clips has failed, such as 0.2; looked at from 20 clips on.
     report
         Draw each clip's pictures and write report.html into the folder.
     json
@@ -179,7 +187,9 @@ def annotate(
         executor=executor,
         address=address,
         jobs=jobs,
+        gpu_share=gpu_share,
         retry_failed=retry_failed,
+        max_failed_ratio=max_failed_ratio,
         report=report,
         quiet=quiet,
     )
@@ -222,6 +232,7 @@ def render(
     config: Path | None = None,
     set: tuple[str, ...] = (),
     retry_failed: bool = False,
+    max_failed_ratio: float | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
     json: Json = False,
     quiet: bool = False,
@@ -288,6 +299,8 @@ def render(
         One setting, such as render.limits.max_blank=0.2; may be given again.
     retry_failed
         Work clips out again that failed or were rejected before.
+    max_failed_ratio
+        Stop once more than this share of the clips has failed, such as 0.2; looked at from 20 clips on.
     report
         Write report.html into the folder.
     json
@@ -327,6 +340,7 @@ def render(
         address=address,
         jobs=jobs,
         retry_failed=retry_failed,
+        max_failed_ratio=max_failed_ratio,
         report=report,
         quiet=quiet,
     )
@@ -752,6 +766,50 @@ manifest.command(manifest_commands.import_collection, name="import")
 manifest.command(manifest_commands.filter)
 manifest.command(manifest_commands.stats)
 manifest.command(manifest_commands.card)
+
+
+@stage.command
+def replay(
+    folder: Path,
+    name: Annotated[str, Parameter(name="STAGE")] = "",
+    /,
+    *,
+    clip: str = "",
+    key: str | None = None,
+    to: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Run one stage again on the inputs that a run saved, and compare; exit code 1 where it fails.
+
+    Nothing of the run is changed, and nothing of this is used by later runs.
+
+    Parameters
+    ----------
+    folder
+        The folder that was named with --out.
+    name
+        The stage, such as track.
+    clip
+        Part of the clip's name, as the run showed it. Not needed where the stage has one result.
+    key
+        The result's key, or its beginning, in place of stage and clip.
+    to
+        Folder for the new result; FOLDER/replay without it.
+    """
+    from . import replay as again
+
+    store = again.Artifacts(folder.absolute() / "artifacts")
+    if key is None and not name:
+        raise UsageError("say which stage, or --key")
+    found = again.find_key(store, key) if key is not None else again.find_call(store, name, clip)
+    facts = again.replay(store, found, (to or folder / "replay").absolute()).facts()
+    if json:
+        _print_json(facts)
+    else:
+        _print_facts({name: value for name, value in facts.items() if name != "trace"})
+        if facts["trace"]:
+            print("\n".join(map(printable, facts["trace"].splitlines())))
+    return 1 if facts["now"] == "failed" else 0
 
 
 # ---- looking at results ------------------------------------------------------------------------------------------

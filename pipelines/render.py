@@ -2,6 +2,8 @@
 
     scene (a file) -> for each candidate: path -> film -> quality -> a row of the manifest
 
+as `GRAPH` declares it.
+
 A candidate is a camera path from a seed. One that fails a check, of the path before it is filmed or of the film, has no
 row: it is counted by its reason in the run's record. All else ends in a row, be it with status failed.
 
@@ -65,7 +67,7 @@ from .depth import Facts, licences, revisions
 from .display import make_display
 from .ledger import Ledger, Run
 from .run import carry_out, check_executor, fingerprint, given_file, scratch_file
-from .stages import Artifacts, Job, Outcome, Progress, Ref, Resources, Stage, keep_file
+from .stages import Artifacts, Graph, Job, Outcome, Progress, Ref, Resources, Stage, keep_file
 
 LIMIT_S, LIMIT_S_PER_FRAME = 3600.0, 60.0  # a job that takes longer hangs; the slowest rasteriser takes seconds a frame
 AHEAD = 4  # frames that the rasteriser may be ahead of the encoders: what is in memory at once
@@ -312,7 +314,8 @@ SCENE = Stage(name="scene", version=1, fn=_scene, resources=Resources(memory_byt
 PATH = Stage(name="path", version=1, fn=_path, resources=Resources(memory_bytes=2 << 30))
 FILM = Stage(name="film", version=2, fn=_film, resources=Resources(memory_bytes=2 << 30))
 QUALITY = Stage(name="quality", version=1, fn=_quality)
-VERSIONS = {stage.name: str(stage.version) for stage in (SCENE, PATH, FILM, QUALITY)}
+GRAPH = Graph(chains=((SCENE,), (PATH, FILM, QUALITY)))  # of a file, and of each candidate
+VERSIONS = {stage.name: str(stage.version) for stage in GRAPH.stages}
 
 
 def content_sha256(path: Path) -> str:
@@ -665,6 +668,7 @@ def render(
     jobs: int | None = None,
     address: str | None = None,
     retry_failed: bool = False,
+    max_failed_ratio: float | None = None,
     report: bool = True,
     quiet: bool = True,
 ) -> RenderRun:
@@ -674,7 +678,7 @@ def render(
         scenes: files, SOG folders, or patterns.
         out: the folder of the manifest; made where it does not exist, taken up where it does.
         config: everything that can be set; None for the defaults.
-        executor, jobs, address: as for `annotate`.
+        executor, jobs, address, max_failed_ratio: as for `annotate`.
         retry_failed: work failed clips, and rejected candidates, out again.
         report: write report.html into the folder.
         quiet: show no progress.
@@ -686,7 +690,7 @@ def render(
         LongtakeError: no such scene, an output that cannot be written, a setting that does not fit.
     """
     config = config or RenderConfig()
-    check_executor(executor, jobs, address)
+    check_executor(executor, jobs, address, max_failed_ratio)
     sources = _expanded([str(scene) for scene in scenes])
     pattern = config.scene.cameras
     if pattern is not None and "{stem}" not in pattern and "{folder}" not in pattern:
@@ -723,6 +727,8 @@ def render(
         address=address,
         retry_failed=retry_failed,
         report=report,
+        graph=GRAPH,
+        max_failed_ratio=max_failed_ratio,
     )
     rejected = Counter(c["reason"] for c in graph.candidates if c["outcome"] == "rejected")
     table: dict[str, dict[str, int]] = {}
@@ -818,7 +824,8 @@ class _Graph:
             needed = FILM.resources.memory_bytes or 0
             memory = {"memory_bytes": needed + sum(NETWORKS[str(f["network"])].memory_bytes for f in self.networks)}
             memory |= {"gpus": 1.0} if device_found() else {}
-            self.film_stage = replace(FILM, resources=replace(self.film_stage.resources, **memory))
+            resources = replace(self.film_stage.resources, **memory)
+            self.film_stage = replace(FILM, resources=resources, resident=True)
         self.places: dict[str, _Place] = {}  # key of a job that is not over -> its place
         self.seen: dict[str, str] = {}  # scene key and content of every source so far -> the first source that has it
         self.candidates: list[dict[str, Any]] = []  # what became of each, as run.json tells it
@@ -842,32 +849,25 @@ class _Graph:
             return []
         if outcome.status == "rejected":
             place.refused = self.store.load(job.key)
-        elif outcome.status == "failed":  # on record from now on: only --retry-failed tries again
+        elif outcome.status == "failed":
             place.refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
-            self.store.save(job.key, place.refused, {"stage": job.stage.name, "seconds": outcome.seconds})
         place.timings_s[job.stage.name] = seconds = self.store.about(job.key)["seconds"]
         self.ledger.stage_seconds[job.stage.name] += seconds
         if place.refused:
+            for link in job.then.chain() if job.then else ():
+                del self.places[link.key]
             return self._refuse(place)
         match job.stage.name:
             case "scene":
                 return self._after_scene(place, job.key)
             case "path":
                 place.path_key = job.key
-                config = (self.config.film, self.config.scene.drop_invalid, self.config.scene_scale)
-                config += tuple(revisions(self.networks).items())
-                key = FILM.key(place.clip_id, config, (job.key,))
-                inputs = (self.config.film, self.config.scene, self.config.scene_scale, str(self.store.root))
-                return [self._job(self.film_stage, key, (Ref(key=place.info_key), Ref(key=job.key), *inputs), place)]
             case "film":
                 place.film_key = job.key
-                config = (self.config.scene_scale, self.config.quality)
-                key = QUALITY.key(place.clip_id, config, (job.key,))
-                return [self._job(QUALITY, key, (Ref(key=job.key), Ref(key=place.path_key), *config), place)]
             case "quality":
                 place.quality = self.store.load(job.key)
-        self._account(place, "accepted")
-        self._finish(place)
+                self._account(place, "accepted")
+                self._finish(place)
         return []
 
     def _refuse(self, place: _Place) -> Iterable[Job]:
@@ -907,10 +907,21 @@ class _Graph:
                 self._account(own, "accepted" if row["status"] != "failed" else "failed", row)
                 self.ledger.count(row, own.name, "")
                 continue
-            inputs = (family, seed, config.path, config.limits, scene, config.film.backend)
-            path_key = PATH.key(id, (config.limits, scene.drop_invalid), ())
-            jobs.append(self._job(self.path_stage, path_key, (Ref(key=key), *inputs), own))
+            jobs.append(GRAPH.link(*self._candidate_jobs(own)))
         return jobs
+
+    def _candidate_jobs(self, place: _Place) -> Iterator[Job]:
+        config, scene, info = self.config, self.config.scene, Ref(key=place.info_key)
+        path_key = PATH.key(place.clip_id, (config.limits, scene.drop_invalid), ())
+        inputs = (place.family, place.seed, config.path, config.limits, scene, config.film.backend)
+        yield self._job(self.path_stage, path_key, (info, *inputs), place)
+        what = (config.film, scene.drop_invalid, config.scene_scale, *revisions(self.networks).items())
+        film_key = FILM.key(place.clip_id, what, (path_key,))
+        inputs = (config.film, scene, config.scene_scale, str(self.store.root))
+        yield self._job(self.film_stage, film_key, (info, Ref(key=path_key), *inputs), place)
+        judged = (config.scene_scale, config.quality)
+        quality_key = QUALITY.key(place.clip_id, judged, (film_key,))
+        yield self._job(QUALITY, quality_key, (Ref(key=film_key), Ref(key=path_key), *judged), place)
 
     def _job(self, stage: Stage, key: str, inputs: tuple[object, ...], place: _Place) -> Job:
         self.places[key] = place
