@@ -278,7 +278,7 @@ def _estimated(image: str, estimate: bool) -> tuple[str, tuple[float, ...]] | No
     from . import fov
 
     try:
-        answer = fov.examine(image, **({} if estimate else {"networks": {}}))
+        answer = fov.examine(image, networks=fov.NETWORKS if estimate else {})
     except LongtakeError:  # nothing does; `ask` says what to give
         return None
     first = answer.readings[0]

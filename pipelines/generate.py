@@ -9,12 +9,13 @@ asked for ends in a row, be it with status failed. The row's video is without th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +31,7 @@ from ..datasets import schema
 from ..datasets.manifest import create_manifest
 from ..geometry import angle_between_deg
 from ..model import hub
-from ..model.networks import NETWORKS
+from ..model.networks import networks
 from ..model.sana_wm.actions import ACTION_MAPS, FPS
 from ..model.sana_wm.generate import Parts, PromptTooLong, Settings, fetched_parts, framed, frames_of
 from ..model.sana_wm.generate import generate as denoise
@@ -40,11 +41,12 @@ from ..records import LongtakeError, Rejected, Shot, Track, VideoInfo
 from . import path_plan
 from .asked import Asked, PathConfig, Request, ask, requests
 from .config import MissingPart, UsageError, digest, nearest, to_tree
+from .depth import Facts, licences, revisions
 from .display import make_display
 from .ledger import Ledger, Run
 from .overlay import Keys, shown_keys
 from .run import carry_out, check_executor, fingerprint, scratch_file
-from .stages import Artifacts, Job, Outcome, Progress, Ref, Resources, Stage, keep_file, write_atomic
+from .stages import Artifacts, Graph, Job, Outcome, Progress, Ref, Resources, Stage, keep_file, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -56,15 +58,38 @@ BYTES_PER_PIXEL = 0.1  # of a film, all frames; H.264 at this quality takes less
 class Model:
     """A generator: how to come by its networks, and what it is set to where nothing else is asked for."""
 
-    parts: Callable[[str, Any], Parts]  # of a device and a torch.dtype
+    parts: Callable[[str, torch.dtype], Parts]  # to compute on a device in a type of numbers
     settings: Settings
-    networks: tuple[str, ...]  # whose weights must be here, of `model.networks`
+    networks: Callable[[], list[Facts]]  # what the manifest tells of its weights; raises MissingPart without them
     plan: Callable[..., Plan] = plan
 
 
-MODELS: dict[str, Model] = {
-    "sana-wm": Model(parts=fetched_parts, settings=Settings(), networks=("sana-wm", "ltx2-vae", "gemma2-2b")),
-}
+def _sana_wm() -> Model:
+    return Model(
+        parts=fetched_parts,
+        settings=Settings(),
+        networks=lambda: [hub.provenance(network.name) for network in networks(["generate"])],
+    )
+
+
+def _nano() -> Model:
+    from ..model.sana_wm import nano
+
+    def facts() -> list[Facts]:
+        files = (nano.NET_FILE, nano.VAE_FILE)
+        if missing := [file for file in files if not file.is_file()]:
+            raise MissingPart(
+                f"{missing[0]} is not there: the installation is without nano's weights. Install it again"
+            )
+        sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        about: Facts = {"network": "nano", "repo": None, "revision": None, "sha256": sha256, "licence": "Apache-2.0"}
+        return [{**about, "licence_accepted_at": None}]
+
+    sizes = {"net": nano.NANO, "vae": nano.NANO_VAE, "text_parameters": 0, "weights": ()}
+    return Model(parts=nano.nano_parts, settings=nano.NANO_SETTINGS, networks=facts, plan=partial(plan, **sizes))
+
+
+MODELS: dict[str, Callable[[], Model]] = {"sana-wm": _sana_wm, "nano": _nano}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +133,7 @@ class GenerateConfig:
             LongtakeError: a number that no video can be made with.
         """
         given = {f.name: getattr(self, f.name) for f in fields(Settings) if getattr(self, f.name) is not None}
-        return replace(MODELS[self.model].settings, **given)
+        return replace(MODELS[self.model]().settings, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +215,7 @@ class Engine:
 
     def _fresh(self) -> Parts:
         dtype = Machine(device=self.device, dtype=self.dtype, memory_bytes=0).torch_dtype
-        return MODELS[self.model].parts(self.device, dtype)
+        return MODELS[self.model]().parts(self.device, dtype)
 
 
 @lru_cache(maxsize=1)
@@ -318,7 +343,7 @@ def _too_much(asked: Asked, settings: Settings, engine: Engine) -> str:
         round(0.8 * found.memory_bytes),  # less than the plan counts with: it was not enough
         path_frames=asked.path.num_frames,
         dtype=found.torch_dtype,
-        plan=MODELS[engine.model].plan,
+        plan=MODELS[engine.model]().plan,
     )
     flags = [f"longtake generate {way.flags}" for way in ways] or ["fewer frames (--num-frames)", "--device cpu"]
     return f"{engine.device} ran out of memory; ways out: {', or '.join(flags)}. longtake generate --plan tells more"
@@ -389,6 +414,7 @@ LATENTS = Stage(name="latents", version=1, fn=_latents)
 FILM = Stage(name="film", version=1, fn=_film)
 QUALITY = Stage(name="quality", version=1, fn=_quality)
 OVERLAY = Stage(name="overlay", version=1, fn=_overlay)
+GRAPH = Graph(((ASKED, LATENTS, FILM, QUALITY, OVERLAY),))
 VERSIONS = {stage.name: str(stage.version) for stage in (ASKED, LATENTS, FILM, QUALITY)}
 
 
@@ -474,12 +500,12 @@ def generate(
     """
     check_executor(executor, jobs, address)
     check_name(name)
-    settings, model = config.settings(), MODELS[config.model]
+    settings, model = config.settings(), MODELS[config.model]()
     chosen: dict[str, Any] = {"image": image, "manifest": manifest, "where": where, "clip_ids": clip_ids}
     asked_for = requests(config.prompt, config.path, settings.frames, **chosen)
     single = ask(asked_for[0]) if image is not None else None
     found = machine(config.device, config.dtype)
-    about_weights = {network: hub.provenance(network) for network in model.networks}
+    weights = model.networks()
     frames = single.path.num_frames if single is not None else settings.frames
     p = model.plan(settings, path_frames=frames, dtype=found.torch_dtype)
     if p.peak_bytes > found.memory_bytes and executor == "local":
@@ -501,9 +527,7 @@ def generate(
         display.note(motion.words())
         for remark in (*single.remarks, *motion.remarks()):
             display.note(remark)
-        drawing = path_plan.draw(
-            single.path, lens=single.lens, title=f"{Path(str(image)).name}, {settings.frames} frames"
-        )
+        drawing = path_plan.draw(single.path, lens=single.lens, title=asked_for[0].name)
         write_atomic(opened.folder / f"{name}.plan.svg", drawing)
     if config.fps != FPS:
         display.note(f"--fps {config.fps:g}: the network counts {FPS:g} frames a second, so the film runs otherwise")
@@ -514,7 +538,7 @@ def generate(
         stage_versions=VERSIONS,
         retry_failed=retry_failed,
         display=display,
-        about={"executor": executor, "weights": about_weights, "from_manifest": manifest and str(manifest)},
+        about={"executor": executor, "networks": weights, "from_manifest": manifest and str(manifest)},
     )
     engine = Engine(
         model=config.model,
@@ -527,7 +551,8 @@ def generate(
         Artifacts(opened.folder / "artifacts"),
         config,
         engine,
-        revisions={network: str(facts["revision"] or facts["sha256"]) for network, facts in about_weights.items()},
+        weights=weights,
+        memory_bytes=p.peak_bytes,
         name=name if image is not None else None,
         overlay=overlay,
     )
@@ -541,6 +566,7 @@ def generate(
         address=address,
         retry_failed=retry_failed,
         report=report,
+        graph=GRAPH,
     )
 
 
@@ -587,7 +613,8 @@ class _Graph:
         config: GenerateConfig,
         engine: Engine,
         *,
-        revisions: Mapping[str, str],
+        weights: Sequence[Facts],
+        memory_bytes: int,
         name: str | None,
         overlay: bool,
     ) -> None:
@@ -596,11 +623,16 @@ class _Graph:
         self.config = config
         self.settings = config.settings()
         self.engine = engine
-        self.revisions = revisions
+        self.weights = weights
         self.name = name  # of the files in the manifest's folder, for a single picture
         self.overlay = overlay and name is not None
-        gpus = {"resources": Resources(gpus=1.0)} if engine.device.startswith("cuda") else {}
-        self.latents_stage, self.film_stage = replace(LATENTS, **gpus), replace(FILM, **gpus)
+        # on a GPU one of each finds room beside the other, and no two that denoise
+        shares = (0.6, 0.4) if engine.device.startswith("cuda") else (0.0, 0.0)
+        memory = {"memory_bytes": 4 << 30 if shares[0] else memory_bytes}
+        self.latents_stage, self.film_stage = (
+            replace(stage, resources=Resources(gpus=share, **memory), resident=engine.resident)
+            for stage, share in zip((LATENTS, FILM), shares, strict=True)
+        )
         self.places: dict[str, _Place] = {}
         self.seen: dict[str, str] = {}  # clip_id -> what asked for it first
 
@@ -612,7 +644,7 @@ class _Graph:
                 "settings": asdict(self.settings),
                 "negative": self.config.negative if self.settings.guidance != 1 else None,
                 "model": self.config.model,
-                "revisions": self.revisions,
+                "revisions": revisions(self.weights),
                 "dtype": self.engine.dtype,
             }
             made = digest(what)
@@ -642,8 +674,8 @@ class _Graph:
         if outcome.status == "rejected":
             place.refused = self.store.load(job.key)
         elif outcome.status == "failed":  # on record from now on: only --retry-failed tries again
-            place.refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
-            self.store.save(job.key, place.refused, {"stage": job.stage.name, "seconds": outcome.seconds})
+            self.store.refuse(outcome)
+            place.refused = self.store.load(job.key)
         place.timings_s[job.stage.name] = seconds = self.store.about(job.key)["seconds"]
         self.ledger.stage_seconds[job.stage.name] += seconds
         if place.refused:
@@ -717,8 +749,8 @@ class _Graph:
                 software_version=metadata.version("longtake"),
                 stage_versions=self.ledger.stage_versions,
                 timings_s=place.timings_s,
-                model_revisions=self.revisions,
-                model_licenses={name: NETWORKS[name].licence.name for name in self.revisions if name in NETWORKS},
+                model_revisions=revisions(self.weights),
+                model_licenses=licences(self.weights),
             ),
             config=self._told(asked),
             seed=self.settings.seed,

@@ -135,7 +135,7 @@ def plan_run(
 
 
 def _planned(config: GenerateConfig, asked_for: Sequence[Request], asked: Asked | None, out: Path | None) -> Planned:
-    settings, model = config.settings(), MODELS[config.model]
+    settings, model = config.settings(), MODELS[config.model]()
     found = machine(config.device, config.dtype)
     frames = asked.path.num_frames if asked is not None else settings.frames
     kind = found.torch_dtype
@@ -155,11 +155,10 @@ def _planned(config: GenerateConfig, asked_for: Sequence[Request], asked: Asked 
     free = hub.free_bytes(out or Path.cwd())
     if disk > free:
         obstacles.append(f"{hub.in_words(disk)} of results have no room: {hub.in_words(free)} are free in {out or '.'}")
-    for name in model.networks:
-        try:
-            hub.locate(name)
-        except MissingPart as error:
-            obstacles.append(str(error))
+    try:
+        model.networks()
+    except MissingPart as error:
+        obstacles.append(str(error))
     rate = matmul_flops_per_s(found.device, kind)
     return Planned(
         clips=len(asked_for),

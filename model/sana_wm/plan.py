@@ -26,8 +26,8 @@ GEMMA_PARAMETERS = 2_614_341_888
 GEMMA_ACTIVATION_BYTES = 200_000_000  # of some 560 tokens, most of it the prompt's instruction
 # Of the network's peak: numbers of the network's width that a token holds, in bytes by those of a weight, and what it
 # holds besides (its ray's matrices and rotations).
-TOKEN_BYTES = {2: 50.2, 4: 64.2}
-RAY_BYTES = 1600
+TOKEN_BYTES = {2: 40.8, 4: 56.4}
+RAY_BYTES = 1100
 DECODER_CHUNKS = 15  # tensors of one latent frame's pixels at the decoder's last width
 
 
@@ -83,7 +83,7 @@ def plan(
         passes=passes,
         download_bytes=sum(part.num_bytes for part in networks(weights) if record(part) is None),
         memory_bytes={
-            "text": text_parameters * size + GEMMA_ACTIVATION_BYTES,
+            "text": text_parameters * size + (GEMMA_ACTIVATION_BYTES if text_parameters else 0),
             "encode": vae_bytes + last_chunk,
             "sample": net_bytes + round(tokens * (TOKEN_BYTES[size] * net.width + RAY_BYTES)),
             "decode": vae_bytes + DECODER_CHUNKS * last_chunk,

@@ -8,6 +8,7 @@ import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,6 +38,7 @@ from longtake.pipelines.asked import PathConfig, read_npy, read_picture, read_po
 from longtake.pipelines.cli import app
 from longtake.pipelines.config import MissingPart, UsageError
 from longtake.pipelines.generate import GenerateConfig, Model, asked_track, generate
+from longtake.pipelines.ledger import Run
 from longtake.pipelines.overlay import Keys, shown_keys
 from longtake.pipelines.planning import plan_run
 from longtake.records import BadMedia, LongtakeError, Rejected
@@ -92,15 +94,15 @@ def tiny(device: str, dtype: torch.dtype) -> Parts:
 TINY = Model(
     parts=tiny,
     settings=Settings(frames=17, width=WIDTH, height=HEIGHT, steps=2),
-    networks=(),
+    networks=list,
     plan=partial(plan, net=NET, vae=VAE, text_parameters=1000, weights=()),
 )
-CONFIG = GenerateConfig
+LENS = np.array([130.0, 130, 80, 60])
 
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch, tmp_path):
-    monkeypatch.setitem(pipeline.MODELS, "tiny", TINY)
+    monkeypatch.setitem(pipeline.MODELS, "tiny", lambda: TINY)
     monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))
     pipeline._resident.cache_clear()
 
@@ -113,13 +115,14 @@ def picture(tmp_path) -> Path:
     return path
 
 
-def config(**changes) -> GenerateConfig:
-    path = {"action": "w-8,wd-8", "intrinsics": "130"} | changes.pop("path", {})
-    return GenerateConfig(**{"model": "tiny", "prompt": "a red house", "path": PathConfig(**path)} | changes)
+def config(**changes: Any) -> GenerateConfig:
+    path: dict[str, Any] = {"action": "w-8,wd-8", "intrinsics": "130"} | changes.pop("path", {})
+    given: dict[str, Any] = {"model": "tiny", "prompt": "a red house", "path": PathConfig(**path)}
+    return GenerateConfig(**given | changes)
 
 
-def run(out: Path, picture: Path | None = None, /, **options):
-    own = {"config": options.pop("config", config())}
+def run(out: Path, picture: Path | None = None, /, **options: Any) -> Run:
+    own: dict[str, Any] = {"config": options.pop("config", config())}
     if picture is not None:
         own["image"] = str(picture)
     return generate(out=out, jobs=0, **{"report": False} | own | options)
@@ -246,9 +249,9 @@ def test_no_actions(picture, tmp_path, text):
 def test_a_path_that_is_too_short_or_too_fast(picture, tmp_path):
     with pytest.raises(BadMedia, match="has 7 frames, and the shortest video 9"):
         run(tmp_path / "o", picture, config=config(path={"action": "w-6"}))
-    motion = path_plan.Motion.of(given_path(steer("w-16"), [130, 130, 80, 60.0], width=160, height=120))
+    motion = path_plan.Motion.of(given_path(steer("w-16"), LENS, width=160, height=120))
     assert motion.remarks() == [] and motion.words().startswith("17 frames, 1.1 s: the camera moves forward 0.40 m")
-    fast = given_path(steer("wd-16")[::8], [130, 130, 80, 60.0], width=160, height=120)
+    fast = given_path(steer("wd-16")[::8], LENS, width=160, height=120)
     assert len(path_plan.Motion.of(fast).remarks()) == 2
 
 
@@ -401,9 +404,8 @@ def test_broken_poses(picture, tmp_path, data, words):
 def test_poses_of_the_other_convention(tmp_path):
     np.save(tmp_path / "w2c.npy", invert_pose(steer("wd-20")))
     np.testing.assert_allclose(read_poses(tmp_path / "w2c.npy", "w2c"), steer("wd-20"), atol=1e-12)
-    k = [130, 130, 80, 60.0]
-    right = path_plan.Motion.of(given_path(steer("wd-20"), k, width=160, height=120)).words()
-    wrong = path_plan.Motion.of(given_path(read_poses(tmp_path / "w2c.npy"), k, width=160, height=120)).words()
+    right = path_plan.Motion.of(given_path(steer("wd-20"), LENS, width=160, height=120)).words()
+    wrong = path_plan.Motion.of(given_path(read_poses(tmp_path / "w2c.npy"), LENS, width=160, height=120)).words()
     assert "forward 0.5" in right and "12 deg right" in right
     assert "back 0.5" in wrong and "12 deg left" in wrong, "the plan tells what the file cannot"
 
@@ -545,9 +547,9 @@ def parents(tmp_path) -> Path:
         ("gone.mp4", {"caption": "a street"}),
     ):
         film = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (192, 128))
-        encode_rgb(folder / name, [np.roll(film, i, 1) for i in range(41)], 32.0)
+        encode_rgb(folder / name, [np.roll(np.asarray(film, np.uint8), i, 1) for i in range(41)], 32.0)
         info = probe(folder / name)
-        path = given_path(steer("w-20,wd-20"), [150, 150, 95.5, 63.5], width=192, height=128)
+        path = given_path(steer("w-20,wd-20"), np.array([150, 150, 95.5, 63.5]), width=192, height=128)
         row = schema.generate_row(
             id=name,
             source=str(folder / name),
@@ -646,7 +648,7 @@ def test_the_plan_loads_and_fetches_nothing(picture, tmp_path, monkeypatch, caps
     def never(*_):
         raise AssertionError("a network was loaded")
 
-    monkeypatch.setitem(pipeline.MODELS, "tiny", replace(TINY, parts=never))
+    monkeypatch.setitem(pipeline.MODELS, "tiny", lambda: replace(TINY, parts=never))
     assert command("--plan", "--image", picture, "--action", "w-16", "--output-dir", tmp_path / "o") == 0
     printed = capsys.readouterr().out
     assert "moves forward 0.40 m" in printed and "not known yet" in printed and "memory" in printed
@@ -662,11 +664,12 @@ def test_what_would_make_it_fit(picture, monkeypatch):
     path = PathConfig(action="w-960", intrinsics="130")
     whole = GenerateConfig(frames=961, dtype="bf16", device="cpu", path=path)
     found = plan_run(whole, out=None, image=str(picture))
-    assert not found.fits and [way.flags for way in found.ways] == ["--num-frames 201"]
-    fitting = plan_run(replace(whole, frames=201), out=None, image=str(picture))
-    assert fitting.fits and not plan_run(replace(whole, frames=209), out=None, image=str(picture)).fits
+    (way,) = found.ways
+    assert not found.fits and way.flags == f"--num-frames {way.frames}" and way.frames % 8 == 1 and way.frames > 9
+    assert plan_run(replace(whole, frames=way.frames), out=None, image=str(picture)).fits
+    assert not plan_run(replace(whole, frames=way.frames + 8), out=None, image=str(picture)).fits
     assert any("longtake weights fetch" in words for words in found.obstacles)
-    exact = plan_run(replace(whole, frames=161, dtype="fp32"), out=None, image=str(picture))
+    exact = plan_run(replace(whole, frames=way.frames, dtype="fp32"), out=None, image=str(picture))
     assert [way.flags for way in exact.ways] == ["--dtype bf16"]
     monkeypatch.setattr(pipeline.hub, "machine_memory", lambda: (0, 2_000_000_000))
     none = plan_run(whole, out=None, image=str(picture))
@@ -676,6 +679,8 @@ def test_what_would_make_it_fit(picture, monkeypatch):
 def test_without_weights_nothing_is_begun(picture, tmp_path):
     with pytest.raises(MissingPart, match="longtake weights fetch"):
         run(tmp_path / "o", picture, config=config(model="sana-wm"))
+    with pytest.raises(UsageError, match="Did you mean 'nano'"):
+        config(model="nanno")
     assert not (tmp_path / "o").exists()
 
 
@@ -689,8 +694,7 @@ def test_memory_is_asked_before_the_work(picture, tmp_path, monkeypatch):
 
 
 def test_keys_are_those_held_or_those_that_would_do():
-    k = [130, 130, 80, 60.0]
-    path = given_path(steer("w-20,a-20,l-20,i-10,none-20"), k, width=160, height=120)
+    path = given_path(steer("w-20,a-20,l-20,i-10,none-20"), LENS, width=160, height=120)
     told = shown_keys(path, ("", *["w"] * 20, *["a"] * 20, *["l"] * 20, *["i"] * 10, *[""] * 20))
     seen = shown_keys(path, ())
     assert len(told) == len(seen) == path.num_frames == 91
@@ -724,3 +728,22 @@ def test_requests_are_the_same_for_the_same_files(picture, tmp_path):
     assert isinstance(refused, Rejected) and refused.reason == "cannot_be_asked"
     np.save(tmp_path / "n.npy", np.arange(4))
     assert read_npy(tmp_path / "n.npy", "--x").dtype == np.float64
+
+
+@pytest.fixture
+def nano():
+    from longtake.model.sana_wm import nano
+
+    if not (nano.NET_FILE.is_file() and nano.VAE_FILE.is_file()):
+        pytest.skip("nano's weights are not part of this checkout")
+    return nano
+
+
+def test_nano_in_a_worker_process(nano, picture, tmp_path):
+    """What a user gets without fetching anything."""
+    path = PathConfig(action="w-8", intrinsics="130")
+    own = GenerateConfig(model="nano", prompt="a room", steps=1, frames=9, path=path)
+    found = generate(out=tmp_path / "o", image=str(picture), config=own, jobs=1, report=False)
+    (row,) = found.manifest.rows()
+    assert (row["status"], row["num_frames"]) == ("ok", 9), row["error"]
+    assert json.loads(row["model_licenses"]) == {"nano": "Apache-2.0"} and "nano" in json.loads(row["model_revisions"])
