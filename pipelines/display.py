@@ -129,15 +129,17 @@ class Live:
 
 
 def stage_table(state: State) -> Any:
-    """A rich Table: a row for each stage, below it the clips, their rate, and the time left."""
+    """What rich shows: a row for each stage, below them the clips, their rate, and the time left."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     rate = "-" if state.clips_per_minute is None else f"{state.clips_per_minute:.1f}"
     left = "-" if state.seconds_left is None else _duration(state.seconds_left)
     failed = f" ({state.failed} failed)" if state.failed else ""
     inputs = f" + {state.inputs_left} inputs" if state.inputs_left else ""
-    caption = f"{state.clips} of {state.known} clips{inputs}{failed}, {rate} a minute, time left {left}"
-    table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False)
+    words = f"{state.clips} of {state.known} clips{inputs}{failed}, {rate} a minute, time left {left}"
+    table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     for name in ("done", "refused", "failed", "queued", "s a job"):
         table.add_column(name, justify="right")
@@ -145,7 +147,7 @@ def stage_table(state: State) -> Any:
         each = f"{counts.seconds / counts.worked:.1f}" if counts.worked else "-"
         numbers = (counts.done, counts.refused, counts.failed, counts.queued)
         table.add_row(printable(name), *map(str, numbers), each)
-    return table
+    return Group(table, Text(words))
 
 
 def _duration(seconds: float) -> str:

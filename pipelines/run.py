@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import signal
 import threading
@@ -99,6 +100,9 @@ def carry_out(
             "another --max-failed-ratio, or with --retry-failed once it is mended."
         )
     ledger.manifest.compact()
+    ledger.manifest.gc(
+        math.inf
+    )  # parts that a killed writer had replaced and not removed; nothing that is being written
     run = ledger.close("interrupted" if end.interrupted else "finished")
     if not report or end.interrupted:
         return run

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import subprocess
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_stages as toy
 
 from longtake.pipelines import stages
-from longtake.pipelines.stages import Artifacts, Stage, decode, encode, recorded, run_job
+from longtake.pipelines.stages import Artifacts, Graph, Stage, decode, encode, recorded, run_job
 from longtake.records import Rejected, Shot
 
 
@@ -94,6 +97,53 @@ def test_second_writer_loses_harmlessly(tmp_path):
     assert [p.name for p in (tmp_path / "ab").iterdir()] == ["ab12"]
 
 
+def test_what_a_power_cut_left_is_replaced(tmp_path):
+    store = Artifacts(tmp_path)
+    store.folder("ab12").mkdir(parents=True)
+    (store.folder("ab12") / "arrays.npz").write_bytes(b"half")
+    assert not store.has("ab12")
+    store.save("ab12", 1)
+    assert store.load("ab12") == 1
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    store = Artifacts(tmp_path)
+    store.save("ab12", 1)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = stages.temporary_name("ab12")
+    theirs = mine.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    elsewhere = theirs.replace(stages._process_space(), "0" * 12)  # a process of another machine, or container
+    for name in (mine, theirs, elsewhere):
+        (tmp_path / "ab" / name).mkdir()
+        (tmp_path / f"{name}.zip").touch()
+    store.sweep()
+    assert {p.name for p in (tmp_path / "ab").iterdir()} == {"ab12", mine, elsewhere}
+    assert {p.name for p in tmp_path.glob(".tmp-*")} == {f"{mine}.zip", f"{elsewhere}.zip"}
+
+
+def test_a_call_is_kept_with_its_result(tmp_path):
+    inputs = (3, stages.Ref(key="cd34"), tmp_path / "x", (1.5, math.nan), shot(), None)
+    store = Artifacts(tmp_path)
+    store.save("ab12", [np.arange(3)], {"stage": "x"}, inputs)
+    assert_same(store.inputs("ab12"), list(inputs))
+    assert_same(store.load("ab12"), [np.arange(3)])
+    assert list(store.keys()) == ["ab12"]
+
+
+def test_jobs_are_linked_as_the_graph_declares():
+    graph = Graph(chains=((toy.COUNT,), (toy.SUM, toy.TRIPLE)))
+    assert [stage.name for stage in graph.stages] == ["count", "sum", "triple"]
+    count = toy.count_job(3, Path("calls"))
+    total = toy.sum_job(count)
+    triple = toy.triple_job(total)
+    assert [job.stage.name for job in graph.link(total, triple).chain()] == ["sum", "triple"]
+    assert list(graph.link(triple).chain()) == [triple]
+    for wrong in [(count, total), (triple, total)]:
+        with pytest.raises(ValueError, match="no chain of the graph has the stages"):
+            graph.link(*wrong)
+
+
 def test_key_follows_all_that_goes_in():
     stage = Stage(name="track", version=1, fn=toy.count)
     keys = {
@@ -113,7 +163,7 @@ def test_a_done_job_is_not_run_again(tmp_path):
     assert (run_job(job, store).resumed, run_job(job, store).resumed) == (False, True)
     assert calls.read_text() == "3\n"
     about = json.loads((Artifacts(store).folder(job.key) / "result.json").read_text())["about"]
-    assert about["stage"] == "count" and about["version"] == 1
+    assert about["stage"] == "count" and about["version"] == 1 and about["fn"] == "toy_stages:count"
 
 
 @pytest.mark.parametrize(
