@@ -126,11 +126,11 @@ class SelfAttention(nn.Module):
     def _features(
         self, q: Tensor, k: Tensor, v: Tensor, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm, conv: ShortConv
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads [B, T, S, H, D] in float32, q and k not negative, k scaled by its width and the frame's tokens."""
+        """Heads [B, T, S, H, D], q and k in float32, not negative, k scaled by its width and the frame's tokens."""
         scale = (k.shape[-1] // self.heads * k.shape[2]) ** -0.5
         q = features(q, q_norm.weight, eps=NORM_EPS)
         k = features(k, k_norm.weight, eps=NORM_EPS, scale=scale, taps=conv.weight[:, 0])
-        return self._split(q), self._split(k), self._split(v).float()
+        return self._split(q), self._split(k), self._split(v)
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, gates: Gates, turns: Tensor) -> Tensor:
