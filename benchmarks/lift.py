@@ -33,6 +33,7 @@ from longtake.geometry import invert_pose, pose
 from longtake.render.gaussians import Gaussians
 from longtake.render.lift import Fusion, LiftConfig, RgbdFrame, discs_of, fly, lift_frame, register_depth
 from longtake.render.room import Room, camera_path, render_room, room_depth
+from longtake.render.tsdf import TsdfFusion
 
 NEAR = {"sevenscenes_handheld": (10, 20), "tum_fr3_cabinet_keyframes": (1, 2)}  # held-out frames, from the lifted one
 COLOUR_FROM_DEPTH_M = (-0.025, 0.0, 0.0)  # sevenscenes: a Kinect's two cameras stand about 2.5 cm apart
@@ -111,6 +112,15 @@ def splats(config: LiftConfig) -> Method:
         return drawn_by_splats(gaussians, *frames[0].depth.shape[::-1]), len(gaussians)
 
     return prepare
+
+
+def tsdf_splats(frames: list[RgbdFrame]) -> tuple[Draw, int]:
+    """What `longtake lift --fuse tsdf` makes: splats on the surface of Open3D's field."""
+    fusion = TsdfFusion(LiftConfig(cell=3.0))
+    for frame in frames:
+        fusion.add(frame)
+    gaussians = fusion.lifted().gaussians
+    return drawn_by_splats(gaussians, *frames[0].depth.shape[::-1]), len(gaussians)
 
 
 def unfused_splats(frames: list[RgbdFrame]) -> tuple[Draw, int]:
@@ -388,6 +398,8 @@ def main() -> None:
                 methods["splats, not fused"] = unfused_splats
             if open3d:
                 methods["TSDF mesh (Open3D)"] = tsdf
+            if open3d and several:
+                methods["splats of a TSDF (Open3D)"] = tsdf_splats
             lifted = "all" if several else "one"
             rows += [
                 {"recording": name, "lifted_from": lifted} | row for row in compare(recording, methods, several=several)

@@ -29,6 +29,7 @@ def lift(
     network: Literal["moge2", "pi3x", "pi3x+moge2"] | None = None,
     device: str = "auto",
     sky: Literal["drop", "shell"] = "drop",
+    fuse: Literal["cells", "tsdf"] = "cells",
     cell: float | None = None,
     json: Json = False,
     quiet: bool = False,
@@ -60,8 +61,11 @@ def lift(
         Where networks run: auto, cpu, cuda or cuda:1.
     sky
         Pixels without depth: left out, or on a far shell.
+    fuse
+        How several frames become one scene: cells adds what is new to what was seen first; tsdf takes the mean of all
+        frames in a distance field, smoother where depth and poses have errors, and needs Open3D (longtake[open3d]).
     cell
-        Largest edge of the voxels that frames are fused in, in pixels; 2 without it.
+        Largest edge of the voxels that frames are fused in, in pixels; 2 without it, 3 with tsdf.
     json
         Print what was made as JSON.
     quiet
@@ -72,14 +76,16 @@ def lift(
     from .cli import _print_facts, _print_json
     from .lifting import lift_source, open_source
 
+    if fuse == "tsdf" and sky == "shell":
+        raise UsageError("--fuse tsdf has no sky: leave --sky out, or fuse in cells")
     if out.suffix.lower() not in WRITERS:
         raise UsageError(f"--out {out}: a scene is one of {', '.join(WRITERS)}")
     start = time.perf_counter()
     given = _inputs(clip, depth, poses, intrinsics, network, device, frame, sky)
     with open_source(source, given) as opened:
         _say(opened.remarks)
-        config = LiftConfig() if cell is None else LiftConfig(cell=cell)
-        lifted = lift_source(opened, frames, config, None if quiet else _progress)
+        config = LiftConfig(cell=cell if cell is not None else {"cells": 2.0, "tsdf": 3.0}[fuse])
+        lifted = lift_source(opened, frames, config, None if quiet else _progress, fuse=fuse)
     write_scene(lifted.gaussians, out)
     facts: dict[str, Any] = {
         "source": opened.name,

@@ -30,6 +30,7 @@ from ..records import Rejected, Shot, VideoInfo
 from ..render.camera_path import FAMILIES, PathConfig, propose, survey
 from ..render.gaussians import Gaussians
 from ..render.lift import Fusion, LiftConfig, Lifted, RgbdFrame, fly, lift_frame
+from ..render.tsdf import TsdfFusion
 from .config import UsageError
 
 Network = Literal["moge2", "pi3x", "pi3x+moge2"]
@@ -332,14 +333,20 @@ def _straightened(
 
 
 def lift_source(
-    source: Source, count: int, config: LiftConfig | None = None, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    count: int,
+    config: LiftConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    fuse: Literal["cells", "tsdf"] = "cells",
 ) -> Lifted:
-    """A scene from so many frames of the source.
+    """A scene from so many frames of the source, fused in voxels here or in Open3D's distance field.
 
     Raises:
+        MissingPart: Open3D is asked for and not installed.
         LongtakeError: nothing could be lifted.
     """
-    wanted, fusion = source.chosen(count), Fusion(config)
+    wanted, fusion = source.chosen(count), Fusion(config) if fuse == "cells" else TsdfFusion(config)
     for i, frame in enumerate(source.read(wanted)):
         fusion.add(frame)
         if progress is not None:
