@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longtake.kernels import gdn
+from longtake.model.sana_wm.attention import SelfAttention
 from longtake.model.sana_wm.config import SANA_WM, SanaWMConfig
 from longtake.model.sana_wm.fp8 import multiplies_fp8, to_fp8
 from longtake.model.sana_wm.load import KEPT_FLOAT32
@@ -65,6 +67,7 @@ from pathlib import Path
 
 import torch
 from longtake.model.sana_wm.load import load
+from longtake.model.sana_wm.attention import SelfAttention
 from longtake.model.sana_wm.config import SanaWMConfig
 
 def status(name):
@@ -155,12 +158,13 @@ def diffusers_step(
 @contextmanager
 def unrounded(net: SanaWM) -> Iterator[None]:
     """Softmax attention in the network's own type."""
-    kept = [block.attn.attention_dtype for block in net.blocks]
-    for block in net.blocks:
-        block.attn.attention_dtype = None
+    attentions = [module for module in net.modules() if isinstance(module, SelfAttention)]
+    kept = [attention.attention_dtype for attention in attentions]
+    for attention in attentions:
+        attention.attention_dtype = None
     yield
-    for block, dtype in zip(net.blocks, kept, strict=True):
-        block.attn.attention_dtype = dtype
+    for attention, dtype in zip(attentions, kept, strict=True):
+        attention.attention_dtype = dtype
 
 
 def latent_frames(frames: int) -> int:
@@ -363,13 +367,13 @@ def on_gpu(frame_counts: list[int], runs: int) -> list[dict[str, Any]]:
 
     for frames in frame_counts:
         given = inputs(SANA_WM, latent_frames(frames), 22, 40, "cuda")
-        row, velocity = gpu.row("diffusers", frames, lambda g=given: diffusers_step(peer, *g), all_backends)
+        row, velocity = gpu.row("diffusers", frames, partial(diffusers_step, peer, *given), all_backends)
         print(row, flush=True)
         wanted[frames] = row.get("ms"), velocity
         rows += [row, ours("longtake", frames, all_backends)]
         rows += [ours(f"longtake, {name}", frames, [backend]) for name, backend in BACKENDS.items()]
         rows += scans_alone(gpu, frames)
-    peer = None  # its tensors are ours; what it makes of them is not
+    del peer  # which holds the weights, too
     if multiplies_fp8("cuda"):
         net = to_fp8(net)
         rows += [ours("longtake, fp8", frames, all_backends) for frames in frame_counts]

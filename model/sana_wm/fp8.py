@@ -72,7 +72,7 @@ class Fp8Linear(nn.Module):
         rows, scale = quantise(x.flatten(0, -2))
         if multiplies_fp8(x.device):  # in bfloat16, the only result there is for scales by row
             bias = None if self.bias is None else self.bias.bfloat16()
-            out = torch._scaled_mm(
+            out = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
                 rows, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), bias=bias, out_dtype=torch.bfloat16
             )
         else:

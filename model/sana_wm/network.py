@@ -141,17 +141,17 @@ class SanaWM(nn.Module):
         )
         text = self.attention_y_norm(self.y_embedder(conditions.text.to(self.dtype)))
         rays = conditions.plucker
+        blocks = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            words = block.cross_attn.words(text, conditions.text_mask)
+            of_rays = None if rays is None else block.of_rays(self.plucker_embedder.proj)
+            blocks.append(BlockConditions(words=words, of_rays=of_rays))
         return Prepared(
             shape=shape,
             places=places,
             rays=None if rays is None else rays.movedim(1, -1).flatten(2, 3).to(self.dtype).contiguous(),
-            blocks=tuple(
-                BlockConditions(
-                    words=block.cross_attn.words(text, conditions.text_mask),
-                    of_rays=None if rays is None else block.of_rays(self.plucker_embedder.proj),
-                )
-                for block in self.blocks
-            ),
+            blocks=tuple(blocks),
         )
 
     @property
