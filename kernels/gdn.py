@@ -11,10 +11,10 @@ read them, so both ways cost 3 S D^2 + 2 D^3 multiplications a frame and head wh
 almost all of them are free of any order: on a GPU B x T x H programs instead of B x H.
 
 No history of memories is kept. Frames are taken CHUNK at a time, so that P, U and memories of one chunk are all there
-is of them: at 20 heads of 112, five times 32 MB in float32, where q of a minute's clip is 950 MB. Of both directions the
-forward one is first run to the last chunk, to know the memories at the chunks' borders, which builds P and U twice for
-clips of more than one chunk (5 S D^2). Gradients keep the inputs and the memories at the borders, and build the rest
-again.
+is of them: at 20 heads of 112, five times 32 MB in float32, where q of a minute's clip is 950 MB. Of both directions
+the forward one is first run to the last chunk, to know the memories at the chunks' borders, which builds P and U twice
+for clips of more than one chunk (5 S D^2). Gradients keep the inputs and the memories at the borders, and build the
+rest again.
 
 Everything is float32, whatever the inputs: memories add up over a clip. float64 inputs stay so, for tests.
 
