@@ -117,7 +117,7 @@ def both(config: SanaWMConfig, dtype: torch.dtype, device: str) -> tuple[SanaWM,
         value.zero_()
     peer.load_state_dict(net.state_dict(), assign=True)
     peer.rope = SanaWMRotaryPosEmbed(config.head_dim, (1, 1, 1), 1024)  # its table is no tensor of the state
-    return net, peer.eval().requires_grad_(False)
+    return net, peer.to(dtype).eval().requires_grad_(False)
 
 
 def inputs(config: SanaWMConfig, frames: int, rows: int, cols: int, device: str) -> tuple[Tensor, Tensor, Conditions]:
@@ -144,13 +144,13 @@ def inputs(config: SanaWMConfig, frames: int, rows: int, cols: int, device: str)
 def diffusers_step(
     peer: SanaWMTransformer3DModel, latents: Tensor, timesteps: Tensor, conditions: Conditions
 ) -> Tensor:
-    assert conditions.text_mask is not None
+    assert conditions.text_mask is not None and conditions.camera is not None
     return peer(
         latents,
         timesteps[:, None],
         conditions.text[:, None],
         mask=conditions.text_mask.to(torch.int16),
-        camera_conditions=conditions.camera,
+        camera_conditions=conditions.camera.to(peer.dtype),  # as its pipeline does
         chunk_plucker=conditions.plucker,
     ).sample
 
