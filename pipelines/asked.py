@@ -70,11 +70,13 @@ class PathConfig:
         for name, value in (
             ("translation_speed", self.translation_speed),
             ("rotation_speed_deg", self.rotation_speed_deg),
-            ("speed", self.speed),
             ("metres_per_unit", self.metres_per_unit),
         ):
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} {value} is not a positive number")
+
+        if not 0.01 <= self.speed <= 100:
+            raise UsageError(f"--speed {self.speed:g}: 0.01 to 100 times as fast")
 
     @property
     def edited(self) -> bool:
@@ -203,7 +205,7 @@ def requests(
     frames: int,
     *,
     image: str | None = None,
-    manifest: Path | None = None,
+    manifest: str | os.PathLike[str] | None = None,
     where: str | None = None,
     clip_ids: Sequence[str] = (),
     estimate: bool = True,
@@ -239,6 +241,8 @@ def requests(
 
     if where is not None and clip_ids:
         raise UsageError("--where and --clip-id both choose rows: give one of them")
+    if path.action is not None or path.camera is not None:
+        _poses(path, None, None)  # what would be wrong with every clip is said once
     found = open_manifest(manifest)
     rows = _chosen(found, where, clip_ids)
     if not rows:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -464,10 +465,10 @@ def asked_track(path: CameraPath, pts_ns: NDArray[np.int64]) -> Track:
 
 def generate(
     *,
-    out: Path,
+    out: str | os.PathLike[str],
     config: GenerateConfig,
     image: str | None = None,
-    manifest: Path | None = None,
+    manifest: str | os.PathLike[str] | None = None,
     where: str | None = None,
     clip_ids: Sequence[str] = (),
     name: str = "output",
@@ -538,7 +539,7 @@ def generate(
         stage_versions=VERSIONS,
         retry_failed=retry_failed,
         display=display,
-        about={"executor": executor, "networks": weights, "from_manifest": manifest and str(manifest)},
+        about={"executor": executor, "networks": weights, "from_manifest": None if manifest is None else str(manifest)},
     )
     engine = Engine(
         model=config.model,

@@ -22,7 +22,8 @@ FPS = 16.0
 PRESS_S = 0.45  # time constant of a component that is driven
 COAST_S = 1.0  # and of one that is let go
 _AXES = ("forward", "right", "yaw", "pitch")
-_PART = re.compile(r"([a-z]*)-(\d+)")
+MAX_FRAMES = 100_000  # of one string: more is a slip of the keyboard
+_PART = re.compile(r"([a-z]*)-([0-9]{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ def held_keys(actions: str) -> list[frozenset[str]]:
                 f"actions {actions!r}: {part!r} is not KEYS-FRAMES, with keys of w a s d i j k l or the word none, and "
                 "at least one frame, such as wd-20"
             )
+        if len(held) + int(match[2]) > MAX_FRAMES:
+            raise LongtakeError(f"actions {actions[:80]!r}: more than {MAX_FRAMES} frames up to {part!r}")
         held += [frozenset(keys)] * int(match[2])
     return held
 

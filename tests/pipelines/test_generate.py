@@ -122,10 +122,10 @@ def config(**changes: Any) -> GenerateConfig:
 
 
 def run(out: Path, picture: Path | None = None, /, **options: Any) -> Run:
-    own: dict[str, Any] = {"config": options.pop("config", config())}
+    own: dict[str, Any] = {"config": config()}
     if picture is not None:
         own["image"] = str(picture)
-    return generate(out=out, jobs=0, **{"report": False} | own | options)
+    return generate(out=out, jobs=0, **own | {"report": False} | options)
 
 
 def command(*words: object) -> int:
@@ -240,9 +240,9 @@ def test_misused_flags(picture, tmp_path, words, answer):
     assert not (tmp_path / "o").exists(), "nothing is made by a command that was not understood"
 
 
-@pytest.mark.parametrize("text", ["w", "w-0", "x-3", "none-0", "w-1.5", ""])
+@pytest.mark.parametrize("text", ["w", "w-0", "x-3", "none-0", "w-1.5", "", "w-99999999", "w-" + "9" * 5000])
 def test_no_actions(picture, tmp_path, text):
-    with pytest.raises(UsageError, match="is not KEYS-FRAMES"):
+    with pytest.raises(UsageError, match=r"is not KEYS-FRAMES|more than 100000 frames"):
         run(tmp_path / "o", picture, config=config(path={"action": text}))
 
 
@@ -603,9 +603,10 @@ def test_which_rows(parents, tmp_path):
         ({"where": "split == 'test'"}, "no clip with"),
         ({"clip_ids": ["x"]}, "has 0 clips with such an id"),
         ({"where": "spli == 1"}, "Did you mean split"),
+        ({"config": config(path={"action": "x-3"})}, "is not KEYS-FRAMES"),
     ):
         with pytest.raises(LongtakeError, match=words):
-            run(tmp_path / "q", manifest=parents, **common, **options)
+            run(tmp_path / "q", manifest=parents, **common | options)
 
 
 def test_another_clips_path_for_a_picture(parents, picture, tmp_path):
