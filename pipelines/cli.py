@@ -875,6 +875,52 @@ def score(prediction: Path, truth: Path, /, *, json: Json = False) -> None:
 
 
 @app.command
+def evaluate(
+    *inputs: Annotated[str, Parameter(name="INPUT", required=True)],
+    poses: str | None = None,
+    intrinsics: str | None = None,
+    out: Path | None = None,
+    jobs: int = 1,
+    json: Json = False,
+) -> int:
+    """Say whether generated videos follow the camera that they were asked for, beside a camera that never moves.
+
+    They are tracked as any footage is. Clips that cannot be tracked count as standing still. Exit code 1 where a clip
+    could not be scored at all.
+
+    Parameters
+    ----------
+    inputs
+        Manifests with generated or rendered clips; with --poses, videos.
+    poses
+        The poses that each video was asked for: .npy, .npz or text, camera to world; {folder} and {stem} in the name
+        stand for the video's.
+    intrinsics
+        The videos' camera where it is known, in pixels: f, or fx,fy,cx,cy, or a file that holds them.
+    out
+        JSON file for the figures.
+    jobs
+        Clips worked on at the same time.
+    """
+    from . import evaluate as pipeline
+    from .annotate import read_intrinsics
+
+    numbers = None if intrinsics is None else read_intrinsics(intrinsics)
+    found = pipeline.evaluate(*inputs, poses=poses, intrinsics=numbers, jobs=jobs)
+    if out is not None:
+        pipeline.write(found, out)
+    if json:
+        _print_json(found.tree())
+    else:
+        for line in pipeline.table(found.rows()):
+            print(printable(line))
+        print(f"could not be tracked, and count as standing still: {found.untracked} of {len(found.clips)}")
+        for name, why in found.failed:
+            print(printable(f"not scored: {name}: {why}"))
+    return 1 if found.failed else 0
+
+
+@app.command
 def fov(
     image: str,
     /,
