@@ -18,12 +18,14 @@ import io
 import itertools
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -56,6 +58,9 @@ LOW_CARDINALITY = """origin status source_dataset license split container codec 
 _FLOAT_LISTS = [f.name for f in SCHEMA if pa.types.is_list(f.type) and pa.types.is_floating(f.type.value_type)]
 _SCALARS = [f.name for f in SCHEMA if not pa.types.is_list(f.type)]  # lists have no statistics worth their bytes
 URI_COLUMNS = [name for name in SCHEMA.names if name.endswith(("uri", "uris"))]
+
+_PART_NAME = re.compile(r"part-[0-9A-Za-z-]{1,80}\.parquet")
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # what damaged Parquet files raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +130,16 @@ class _Index:
     @classmethod
     def from_bytes(cls, data: bytes, rows: int) -> _Index | None:
         """None where this is no index of a part of so many rows."""
-        try:
-            table = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError):
+        try:  # the header is looked at before anything is allocated for it
+            file = io.BytesIO(data)
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype != cls.dtype or shape != (rows,):
+                return None
+            table = np.frombuffer(file.read(), dtype)
+        except (ValueError, EOFError, SyntaxError, TokenError):
             return None
-        if table.dtype != cls.dtype or table.shape != (rows,):
+        if len(table) != rows or (rows and table["row"].max() >= rows):
             return None
         return cls(np.ascontiguousarray(table["hash"]), np.ascontiguousarray(table["row"]))
 
@@ -229,6 +239,8 @@ class Manifest:
                 return self._newest
             data = self.storage.read(_snapshot_name(number))
             if not data:  # a gc() was faster: there are newer ones
+                if max(self._list_snapshots(), default=number) <= number:
+                    raise LongtakeError(f"The manifest {self.url} is damaged: {_snapshot_name(number)} is empty.")
                 self._newest = None
                 continue
             self._newest = self._parsed(data, _snapshot_name(number))
@@ -237,7 +249,12 @@ class Manifest:
             return self._newest
 
     def _parsed(self, data: bytes, name: str) -> Snapshot:
-        tree = json.loads(data)
+        try:
+            return self._snapshot_of(json.loads(data), name)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise LongtakeError(f"The manifest {self.url} is damaged: {name} is no snapshot ({error!r}).") from error
+
+    def _snapshot_of(self, tree: Any, name: str) -> Snapshot:
         kind, _, version = tree["schema"].partition("/")
         wanted, _, ours = SCHEMA_ID.partition("/")
         if kind != wanted or version.split(".")[0] != ours.split(".")[0]:
@@ -247,6 +264,10 @@ class Manifest:
             )
         known = {f.name for f in fields(Part)}
         parts = tuple(Part(**{k: v for k, v in part.items() if k in known}) for part in tree["parts"])
+        for part in parts:  # names become places: a snapshot of others must not name any but its own
+            counts = (part.rows, part.bytes, tree["number"])
+            if not _PART_NAME.fullmatch(part.name) or not all(isinstance(n, int) and n >= 0 for n in counts):
+                raise ValueError(f"it lists the part {str(part)[:200]}")
         return Snapshot(number=tree["number"], parts=parts, schema=tree["schema"])
 
     def __len__(self) -> int:
@@ -341,9 +362,15 @@ class Manifest:
             except (_PartGone, FileNotFoundError):
                 self._consistently(lambda s: self._locations(s.parts))  # replaced, or damaged?
                 continue
+            except _UNREADABLE as error:
+                raise self._unreadable(error) from error
             finished.add(part.name)
             for batch in table.to_batches(max_chunksize=ROW_GROUP_CLIPS):
-                for row in _dictionaries(batch):
+                try:
+                    rows = list(_dictionaries(batch))
+                except _UNREADABLE as error:
+                    raise self._unreadable(error) from error
+                for row in rows:
                     if row["clip_id"] not in given:
                         given.add(row["clip_id"])
                         yield row if columns is None else {name: row[name] for name in columns}
@@ -820,6 +847,14 @@ class Manifest:
             except (_PartGone, FileNotFoundError) as error:
                 if self.snapshot().number == snapshot.number:
                     raise self._damaged(error, snapshot) from error
+            except _UNREADABLE as error:
+                raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> LongtakeError:
+        return LongtakeError(
+            f"The manifest {self.url} is damaged: a part cannot be read ({error}). `longtake manifest validate` says "
+            "which; restore it, or annotate its videos again into a new folder."
+        )
 
     def _damaged(self, error: Exception, snapshot: Snapshot) -> LongtakeError:
         return LongtakeError(

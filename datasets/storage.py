@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -165,6 +166,15 @@ class Local:
         return LocalFileSystem()
 
     def path(self, name: str) -> str:
+        path = self.folder / name
+        try:
+            usual = stat.S_ISREG(path.stat().st_mode)
+        except FileNotFoundError:
+            usual = True
+        except OSError as error:  # a loop of links
+            raise LongtakeError(f"{path} cannot be read: {error.strerror}. The manifest is damaged.") from error
+        if not usual:  # reading from a pipe might never end
+            raise LongtakeError(f"{path} is no regular file. The manifest is damaged.")
         return os.path.abspath(self.folder / name)
 
     def list(self, folder: str, *, deep: bool = False) -> list[Entry]:
@@ -185,7 +195,7 @@ class Local:
         return (self.folder / name).exists()
 
     def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+        return Path(self.path(name)).read_bytes()
 
     def open(self, name: str) -> NativeFile:
         return self.filesystem.open_input_file(self.path(name))
