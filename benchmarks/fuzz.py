@@ -46,6 +46,7 @@ from longtake.geometry import invert_pose, pose, quaternion_from_rotation, rotat
 from longtake.records import VideoInfo
 
 CANARY = "canary-that-must-not-be-seen"
+STRAY = f"part-{0:032x}.parquet"
 STUCK_S = 30.0  # an input that takes longer counts as a crash
 PROVENANCE = Provenance(
     run_id="fuzz",
@@ -68,6 +69,7 @@ NASTY: list[Any] = [
     10**400,
     "",
     "../../outside/canary.txt",
+    f"../outside/{STRAY}",
     "/etc/hostname",
     "file:///etc/hostname",
     "a" * 100_000,
@@ -325,7 +327,7 @@ def _array(path: Path, rng: np.random.Generator) -> None:
         return
     try:
         values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError):
+    except (ValueError, EOFError, SyntaxError, MemoryError):
         return
     if values.size and values.dtype.kind in "fiu":
         flat = values.ravel().copy()
@@ -404,13 +406,11 @@ class Escaped(Exception):
 
 def _stray_parts(inside: Path, outside: Path) -> None:
     """A part beside the manifest that some damaged snapshots name."""
-    part = sorted(inside.glob("part-*.parquet"))[0]
     manifest = Manifest(inside)
     rows = list(manifest.rows())
     stray = create_manifest(outside / "stray")
     stray.append([rows[0] | {"caption": CANARY}])
-    shutil.copy(next((outside / "stray").glob("part-*.parquet")), outside / part.name)
-    NASTY.extend(w for w in (f"../outside/{part.name}", str(outside / part.name)) if w not in NASTY)
+    shutil.copy(next((outside / "stray").glob("part-*.parquet")), outside / STRAY)
 
 
 def _read(target: str, inside: Path, out: Path, rng: np.random.Generator) -> tuple[str, bool]:

@@ -429,7 +429,7 @@ def _placed(video: VideoInfo, media: Path, row: dict[str, Any], config: ImportCo
     span = slice(row["frame_start"], row["frame_stop"])
     inside = below(manifest, media)
     if inside is None:
-        inside = f"media/{row['clip_id']}{'' if video.is_images else media.suffix.lower()}"
+        inside = f"clips/{row['clip_id']}{'' if video.is_images else media.suffix.lower()}"
         if video.is_images:
             for path in video.image_paths:
                 put_file(Path(path), manifest / inside / os.path.basename(path), config.media)

@@ -260,7 +260,7 @@ def test_pictures_are_linked_below_the_manifest(manifest, tmp_path, made):
     (row,) = rows.values()
     found = read_clip(row)
     assert found.num_frames == 20 and list(np.flatnonzero(~found.pose_valid)) == [3, 7]
-    assert row["uri"] == f"media/{row['clip_id']}" and row["image_uris"][2].endswith("/frame_000007.png")
+    assert row["uri"] == f"clips/{row['clip_id']}" and row["image_uris"][2].endswith("/frame_000007.png")
     target = tmp_path / "out" / "imported"
     assert (target / row["image_uris"][2]).read_bytes() == bytes([7])
     assert not any(p.is_symlink() for p in target.rglob("*"))
