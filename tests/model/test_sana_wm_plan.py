@@ -121,12 +121,12 @@ def test_arithmetic_of_the_decoder():
 
 
 def test_the_published_video():
-    """A minute takes 10 GB more than ten seconds for its activations, and more than its share of arithmetic."""
+    """A minute takes 8 GB more than ten seconds for its activations, and more than its share of arithmetic."""
     short, minute = planned(Settings()), planned(Settings(frames=961))
     assert (short.frames, short.latent_frames, short.tokens, short.passes) == (161, 21, 18_480, 120)
     assert (minute.latent_frames, minute.tokens) == (121, 106_480)
     assert short.latents_bytes == 4 * 128 * 18_480
-    assert 7e9 < short.memory_bytes["sample"] < 8e9 and 17e9 < minute.peak_bytes < 18e9
+    assert 6.5e9 < short.memory_bytes["sample"] < 7.5e9 and 15e9 < minute.peak_bytes < 16e9
     assert short.memory_bytes["decode"] == minute.memory_bytes["decode"] < 5e9
     assert minute.flops["sample"] > 6 * short.flops["sample"]
     assert short.seconds(1e14) == sum(short.flops.values()) / 1e14
