@@ -417,8 +417,7 @@ class RayTasks:
         self.slots = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.load = 0  # chains that are not over
         self.draining = False
-        self.first: Any = ray.remote(run_job)
-        self.next: Any = ray.remote(run_after)
+        self.task: Any = ray.remote(run_after)  # of every stage: Ray keeps workers for functions, and changing costs
         self.running: dict[Any, _Sent] = {}
         self.pools: dict[str, _Pool] = {}
         self.options: dict[str, dict[str, Any]] = {}  # of a stage's tasks
@@ -474,12 +473,11 @@ class RayTasks:
             plain = replace(link, then=None)
             if chain and link.stage.resident:
                 break
-            if chain:
-                task = self.next.options(**self._options(link.stage)).remote(chain[-1], plain, self.root, may_exit=True)
-            elif actor is not None:
+            if actor is not None and not chain:
                 task = actor.run.remote(plain, self.root)
             else:
-                task = self.first.options(**self._options(link.stage)).remote(plain, self.root, may_exit=True)
+                before = chain[-1] if chain else None
+                task = self.task.options(**self._options(link.stage)).remote(before, plain, self.root, may_exit=True)
             self.running[task] = _Sent(job=link, chain=chain, actor=None if chain else actor)
             chain.append(task)
 
