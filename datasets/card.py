@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .charts import escape, number
 from .schema import CONVENTIONS, SCHEMA_ID
+from .storage import Local
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -122,7 +123,8 @@ def write_card(manifest: Manifest, path: Path, *, name: str | None = None) -> Pa
     contents = survey(manifest)
     facts = contents.facts
     pictures = write_pictures(contents, path.parent / "card")
-    title = name or manifest.folder.resolve().name
+    local = isinstance(manifest.storage, Local)
+    title = name or (manifest.folder.resolve() if local else PurePosixPath(manifest.url)).name
     stated = [text for text in facts["license"] if text != "not stated"]
     single = stated[0] if len(stated) == 1 and "not stated" not in facts["license"] else "other"
     head = [
@@ -246,5 +248,7 @@ def _table(text: str | None) -> dict[str, Any]:
 
 
 def _glob(manifest: Manifest, path: Path) -> str:
+    if not isinstance(manifest.storage, Local):
+        return f"{manifest.url}/part-*.parquet"
     folder = os.path.relpath(manifest.folder.resolve(), path.resolve().parent).replace(os.sep, "/")
     return "part-*.parquet" if folder == "." else f"{folder}/part-*.parquet"

@@ -21,6 +21,7 @@ from .formats.output import Media, Output
 from .formats.table import FORMATS
 from .readers import CLIP_COLUMNS, Clip, read_clip
 from .safe import safe_id
+from .storage import Local
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -71,8 +72,9 @@ def export(
     """
     if to not in WRITERS:
         raise LongtakeError(f"There is no export format {to!r}. Choose one of: {', '.join(WRITERS)}.")
-    folder, form = Path(out), WRITERS[to]
-    _claim(folder, to, manifest)
+    folder, form, place = Path(out), WRITERS[to], _place(manifest)
+    target = Output(folder=folder, manifest=manifest.folder if media != "none" else None, media=media)
+    _claim(folder, to, place)
     snapshot = manifest.snapshot().number
     counts: Counter[str] = Counter()
     posed: dict[str, int] = {}
@@ -85,7 +87,7 @@ def export(
                 counts["failed"] += 1
                 continue
             clip = read_clip(row)
-            safe_id(clip.clip_id, f"the manifest {manifest.folder}")
+            safe_id(clip.clip_id, f"the manifest {place}")
             count = int(clip.pose_valid.sum())
             counts["unposed"] += clip.num_frames - count
             if count == 0 and form.unposed != "marked":
@@ -100,11 +102,11 @@ def export(
 
     assert form.write is not None
     with _told(folder):
-        left |= form.write(samples(), Output(folder=folder, manifest=manifest.folder, media=media))
+        left |= form.write(samples(), target)
     written = posed.keys() - left.keys()
     summary = ExportSummary(
         format=to,
-        manifest=str(manifest.folder.resolve()),
+        manifest=place,
         snapshot=snapshot,
         clips=len(written),
         frames=sum(posed[i] for i in written),
@@ -115,7 +117,7 @@ def export(
         clips_distorted=len(distorted & written),
     )
     with _told(folder):
-        Output(folder=folder, manifest=manifest.folder, media=media).json("export.json", asdict(summary))
+        target.json("export.json", asdict(summary))
     return summary
 
 
@@ -130,7 +132,12 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _claim(folder: Path, to: str, manifest: Manifest) -> None:
+def _place(manifest: Manifest) -> str:
+    """Where the manifest lies: an absolute path, or its address in an object store."""
+    return str(manifest.folder.resolve()) if isinstance(manifest.storage, Local) else manifest.url
+
+
+def _claim(folder: Path, to: str, place: str) -> None:
     """Make the output folder ours, unless something else is in it."""
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +148,6 @@ def _claim(folder: Path, to: str, manifest: Manifest) -> None:
         before = (before["format"], before["manifest"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         before = None
-    if before != (to, str(manifest.folder.resolve())):
+    if before != (to, place):
         what = "other files" if before is None else f"the export of {before[1]} to {before[0]}"
         raise LongtakeError(f"{folder} holds {what}. Empty it, or choose another folder; nothing was written.")

@@ -363,7 +363,7 @@ class DropCount:
             for metric, (low, high) in self.bounds.items()
         )
         return DropRates(
-            profile=self.profile,
+            profile=_profile(self.profile).name,
             source=self.source,
             judged=self.judged,
             dropped=self.dropped,

@@ -16,6 +16,7 @@ from ...errors import LongtakeError
 from ..safe import confined
 
 Media = Literal["none", "link", "copy"]
+FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Output:
     """An export's folder, and what becomes of the clips' videos."""
 
     folder: Path
-    manifest: Path  # folder that relative URIs begin at
+    manifest: Path | None  # folder that relative URIs begin at; None where no media are wanted
     media: Media
 
     def text(self, name: str, text: str) -> None:
@@ -45,9 +46,10 @@ class Output:
 
     def video(self, row: Mapping[str, Any]) -> Path | None:
         """The clip's video file; None where none is wanted, or the clip's frames are images."""
-        if self.media == "none" or row["uri"] is None or row["image_uris"] is not None:
+        if self.manifest is None or row["uri"] is None or row["image_uris"] is not None:
             return None
-        return locate(self.manifest, row["uri"])
+        place = locate(self.manifest, row["uri"])  # a manifest of others might name any file: films alone are taken
+        return place if place.suffix.lower() in FILMS else None
 
     def put(self, source: Path, name: str) -> None:
         """Link or copy a file into the export."""
