@@ -186,7 +186,7 @@ def ask(request: Request, *, lens_needed: bool = True) -> Asked:
             "path (an action string has one frame more than it says, 16 frames are a second)",
         )
     if path.num_frames < request.frames:
-        remarks.append(f"the path has {path.num_frames} frames: fewer than the {request.frames} asked for are made")
+        remarks.append(f"the path has {path.num_frames} frames: fewer than the {request.frames} that there could be")
     path = first_frames(path, request.frames)
     if path.num_frames < MIN_FRAMES:
         raise UsageError(f"--num-frames {request.frames}: a video has {MIN_FRAMES} frames or more")
@@ -400,7 +400,8 @@ def _first_frame(
                 f"{width} x {height}: annotate the file again",
             )
         if (width, height) != (own.width, own.height):
-            picture = cv2.resize(picture, (own.width, own.height), interpolation=cv2.INTER_AREA)
+            small = cv2.resize(picture, (own.width, own.height), interpolation=cv2.INTER_AREA)
+            picture = np.asarray(small, np.uint8)
         bend = np.asarray(row["distortion"] if row["distortion"] is not None else [], np.float64)
         if bend.any():
             picture = _straight(picture, own.intrinsics[0], bend)
@@ -419,7 +420,8 @@ def _straight(picture: NDArray[np.uint8], k: NDArray[np.float64], bend: NDArray[
     matrix = np.array([[k[0], 0, k[2]], [0, k[1], k[3]], [0, 0, 1]])
     size = (picture.shape[1], picture.shape[0])
     maps = cv2.initUndistortRectifyMap(matrix, np.r_[bend, 0, 0], np.eye(3), matrix, size, cv2.CV_32FC1)
-    return cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    straight = cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(straight, np.uint8)
 
 
 # ---- the path ----------------------------------------------------------------------------------------------------

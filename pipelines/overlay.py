@@ -76,7 +76,7 @@ class Keys:
         top, row = _CLUSTERS[index]
         for letter, column, line in ((top, 1, 0), *((key, i, 1) for i, key in enumerate(row))):
             self._key(big, letter, column * step, line * step, letter in held)
-        small = cv2.resize(big, (width, height), interpolation=cv2.INTER_AREA)
+        small = np.asarray(cv2.resize(big, (width, height), interpolation=cv2.INTER_AREA), np.float32)
         small[..., :3] /= np.maximum(small[..., 3:], 1e-6)
         x = self.margin if index == 0 else self.width - self.margin - width
         return max(0, x), max(0, self.height - self.margin - height), small
