@@ -122,6 +122,10 @@ class Ground:
     up: NDArray[np.float64]  # [2] and to its upper left one
     dots: NDArray[np.float64]  # [N, 2] places to mark
 
+    def border(self) -> NDArray[np.float64]:
+        """[4, 2] the picture's corners, around."""
+        return self.corner + np.stack([0 * self.right, self.right, self.right + self.up, self.up])
+
 
 def path_view(
     right: NDArray[np.float64],
@@ -147,8 +151,7 @@ def path_view(
         return _svg(60, label, [f'<text class="tick" x="{WIDTH / 2}" y="34" text-anchor="middle">no poses</text>'])
     every = np.concatenate([np.stack([right[posed], up[posed]], 1), *frustums])
     if ground is not None:
-        edges = np.stack([0 * ground.right, ground.right, ground.up, ground.right + ground.up])
-        every = np.concatenate([every, ground.corner + edges])
+        every = np.concatenate([every, ground.border()])
     low, high = every.min(0), every.max(0)
     margin = _VIEW_MARGIN if ground is None else 4
     span = np.array([WIDTH - 2 * margin, view_height - 2 * margin - 12])
@@ -169,7 +172,7 @@ def path_view(
         matrix = " ".join(f"{v:.4f}" for v in (a, b, c, d, e, f))
         size = 'width="1" height="1" preserveAspectRatio="none"'
         parts.append(f'<image class="ground" href="{ground.href}" {size} transform="matrix({matrix})"/>')
-        border = zip(*place(*(ground.corner + edges[[0, 1, 3, 2]]).T), strict=True)
+        border = zip(*place(*ground.border().T), strict=True)
         parts.append(f'<polygon class="grid border" points="{_points(border)}"/>')
         dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in zip(*place(*ground.dots.T), strict=True))
         parts.append(f'<path class="dots" d="{dots}"/>')

@@ -321,7 +321,7 @@ def _path(row: Row, plan: _Plan | None) -> str:
         words = '<span class="mark key"></span>keyframe; dotted: no pose. Up is the cameras’ mean up.'
     else:
         who = "training camera" if _stats(row).get("cameras") == "training" else "view derived from the scene"
-        low, high = (height - plan.up @ origin for height in plan.heights)
+        low, high = (height - float(plan.up @ origin) for height in plan.heights)
         words = (
             f'<span class="mark camera"></span>{who} <span class="mark solid"></span>solid '
             '<span class="mark below"></span>solid below <span class="mark unseen"></span>never seen. '

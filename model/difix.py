@@ -24,7 +24,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadWeights, LongtakeError, MissingPart
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 STEP = 199  # of 1000, at which the weights were trained
 PROMPT = "remove degradation"  # with which they were
@@ -58,16 +55,17 @@ FILES = (  # that `load` reads, of the folder
 
 
 class Difix(nn.Module):
-    """The network for inference, its prompt already read."""
+    """The network for inference, its prompt already read; unet, vae and scheduler are diffusers' own.
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        joins: nn.ModuleList,
-        scheduler: DDPMScheduler,
-        gamma: float,
-    ) -> None:
+    Attributes:
+        prompt: [1, 77, D] as the text encoder sees it.
+    """
+
+    prompt: Tensor
+    unet: Any  # diffusers' types say less than they are
+    vae: Any
+
+    def __init__(self, unet: Any, vae: Any, joins: nn.ModuleList, scheduler: Any, gamma: float) -> None:
         super().__init__()
         self.unet = unet
         self.vae = vae
@@ -138,7 +136,7 @@ class _Together:
         return together.reshape(-1, n, d)
 
 
-def _mix_views(unet: UNet2DConditionModel, views: int) -> None:
+def _mix_views(unet: Any, views: int) -> None:
     """Have each self-attention (diffusers' attn1) see this many views; attention to the prompt stays as it is."""
     processors = dict(unet.attn_processors)
     for name, processor in processors.items():
@@ -161,7 +159,7 @@ def load(files: Mapping[str, Path], *, device: torch.device | str, dtype: torch.
         BadWeights: a file cannot be read, or belongs to another network.
     """
     try:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # pyright: ignore
     except ImportError as error:
         raise MissingPart(f"DiFix runs on diffusers ({error}): pip install 'longtake[enhance]'") from error
     with torch.device("meta"):
@@ -201,7 +199,7 @@ def merged(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return out
 
 
-def _joins(vae: AutoencoderKL) -> nn.ModuleList:
+def _joins(vae: Any) -> nn.ModuleList:
     """Convolutions from the width before each of the encoder's blocks to that before the decoder's of the same size."""
     widths = list(vae.config.block_out_channels)
     before_down = [widths[0], *widths[:-1]]

@@ -110,9 +110,9 @@ def _read(
     span = {"start": int(frames[0]), "stop": int(frames[-1]) + 1, "only": frames}
     for number, rgb in pictures(info, crop=crop, max_side=MAX_SIDE, **span):  # type: ignore[arg-type]
         h, w = rgb.shape[:2]
-        found = None
+        found: NDArray[np.float32] | None = None
         if depth is not None:
-            found = depth.read(int(np.searchsorted(depth.frame_index, number)))[0]
-            found = cv2.resize(found, (w, h), interpolation=cv2.INTER_NEAREST)
+            full, _ = depth.read(int(np.searchsorted(depth.frame_index, number)))
+            found = np.asarray(cv2.resize(full, (w, h), interpolation=cv2.INTER_NEAREST))
         jpeg = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
         yield Shown(frame=number - first, jpeg=jpeg, size=(w, h), depth=found)

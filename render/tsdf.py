@@ -32,7 +32,7 @@ class TsdfFusion:
 
     def __init__(self, config: LiftConfig | None = None) -> None:
         try:
-            import open3d
+            import open3d  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingPart(
                 f"frames are fused in a distance field by Open3D ({error}): pip install 'longtake[open3d]'"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import diffusers
 import torch
 import transformers
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # pyright: ignore
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,9 +39,9 @@ SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end"
 def write_difix(folder: Path) -> Path:
     """Small random networks, saved by the libraries that saved the published ones."""
     torch.manual_seed(0)
-    diffusers.UNet2DConditionModel(**SMALL_UNET).save_pretrained(folder / "unet")
-    diffusers.DDPMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    vae = diffusers.AutoencoderKL(**SMALL_VAE)
+    UNet2DConditionModel(**SMALL_UNET).save_pretrained(folder / "unet")
+    DDPMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    vae = AutoencoderKL(**SMALL_VAE)
     vae.save_pretrained(folder / "vae")
     config = json.loads((folder / "vae" / "config.json").read_text())
     (folder / "vae" / "config.json").write_text(json.dumps(config | {"lora_rank": RANK, "gamma": 0.9}))
