@@ -57,6 +57,7 @@ LOW_CARDINALITY = """origin status source_dataset license split container codec 
     stage_versions model_revisions model_licenses""".split()
 _FLOAT_LISTS = [f.name for f in SCHEMA if pa.types.is_list(f.type) and pa.types.is_floating(f.type.value_type)]
 _SCALARS = [f.name for f in SCHEMA if not pa.types.is_list(f.type)]  # lists have no statistics worth their bytes
+_NAMES = frozenset(SCHEMA.names)
 URI_COLUMNS = [name for name in SCHEMA.names if name.endswith(("uri", "uris"))]
 
 _PART_NAME = re.compile(r"part-[0-9A-Za-z-]{1,80}\.parquet")
@@ -387,7 +388,7 @@ class Manifest:
 
     def _row(self, snapshot: Snapshot, clip_id: str, columns: Sequence[str] | None) -> dict[str, Any] | None:
         names = SCHEMA.names if columns is None else list(columns)
-        if unknown := [name for name in names if name not in SCHEMA.names]:
+        if unknown := [name for name in names if name not in _NAMES]:
             raise _unknown(unknown)
         wanted = _hashes([clip_id])
         for part in snapshot.parts:
@@ -397,9 +398,10 @@ class Manifest:
                     while position >= (count := file.metadata.row_group(group).num_rows):
                         position, group = position - count, group + 1
                     table = file.read_row_group(group, columns=["clip_id", *names], use_threads=False)
-                table = _completed(table.slice(position, 1)).select(["clip_id", *(n for n in names if n != "clip_id")])
-                row = next(_dictionaries(table.combine_chunks().to_batches()[0]))
-                if row["clip_id"] == clip_id:
+                table = table.slice(position, 1)
+                if table["clip_id"][0].as_py() == clip_id:
+                    wanted_schema = pa.schema([SCHEMA.field(name) for name in names])
+                    row = next(_dictionaries(_fitted(table, wanted_schema).combine_chunks().to_batches()[0]))
                     return {name: row[name] for name in names}
         return None
 
@@ -818,7 +820,7 @@ class Manifest:
 
     def _scan(self, parts: Sequence[Part], columns: Sequence[str] | None, filter: pc.Expression | None) -> pa.Table:
         names, schema = SCHEMA.names if columns is None else list(columns), SCHEMA
-        if any(name not in schema.names for name in names):
+        if not _NAMES.issuperset(names):
             schema = self._schema_of(parts)
             if unknown := [name for name in names if name not in schema.names]:
                 raise _unknown(unknown)
@@ -924,10 +926,15 @@ def _completed(table: pa.Table, where: str = "") -> pa.Table:
 
 
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema
-    ]
+    if table.schema.equals(schema, check_metadata=True):
+        return table
+    there = set(table.column_names)
+    columns = [pa.nulls(len(table), f.type) if f.name not in there else _as_type(table[f.name], f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == kind else column.cast(kind)
 
 
 def _joined_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -936,7 +943,7 @@ def _joined_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         newest = max(newest, (schema.metadata or {}).get(b"longtake.schema", SCHEMA_ID.encode()).decode(), key=_version)
         for f in schema:
-            if f.name not in SCHEMA.names and more.setdefault(f.name, f.with_nullable(True)).type != f.type:
+            if f.name not in _NAMES and more.setdefault(f.name, f.with_nullable(True)).type != f.type:
                 raise LongtakeError(
                     f"Column {f.name} is {more[f.name].type} in one part and {f.type} in another: rename it in one."
                 )

@@ -69,28 +69,48 @@ def window_frames(
         [S, frames] indices, window by window in the order of their beginnings; and where there is none, why: too_short,
         too_few_frames_per_second or frames_without_pose.
     """
-    offsets = np.arange(frames) / fps
-    starts = np.flatnonzero(times_s + offsets[-1] <= times_s[-1] + 0.5 / fps + SLACK_S)
-    wanted = times_s[starts, None] + offsets  # [S, frames]
-    after = np.clip(np.searchsorted(times_s, wanted), 1, max(1, len(times_s) - 1))
-    before = after - 1
-    after = np.minimum(after, len(times_s) - 1)
+    starts = _starts(times_s, frames, fps)
+    indices, near = _frames_from(times_s, starts, frames, fps)
+    good = near & pose_valid[indices].all(1)
+    if good.any():
+        return indices[good], None
+    if not starts.size:
+        return indices, "too_short"
+    return indices[:0], "frames_without_pose" if near.any() else "too_few_frames_per_second"
+
+
+def window_problem(times_s: NDArray[np.float64], pose_valid: NDArray[np.bool_], frames: int, fps: float) -> str | None:
+    """Why a clip has no window, as `window_frames` says it; None for one that has. Looks no further than needed."""
+    starts = _starts(times_s, frames, fps)
+    for some in (starts[:1], starts[1:32]):
+        indices, near = _frames_from(times_s, some, frames, fps)
+        if (near & pose_valid[indices].all(1)).any():
+            return None
+    return window_frames(times_s, pose_valid, frames, fps)[1]
+
+
+def _starts(times_s: NDArray[np.float64], frames: int, fps: float) -> NDArray[np.int64]:
+    """Frames after which the clip is long enough."""
+    return np.flatnonzero(times_s + (frames - 1) / fps <= times_s[-1] + 0.5 / fps + SLACK_S)
+
+
+def _frames_from(
+    times_s: NDArray[np.float64], starts: NDArray[np.int64], frames: int, fps: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The frames [S, frames] nearest to the times wanted from each start, and whether they are near enough, and new."""
+    wanted = times_s[starts, None] + np.arange(frames) / fps
+    after = np.minimum(np.maximum(np.searchsorted(times_s, wanted), 1), len(times_s) - 1)
+    before = np.maximum(after - 1, 0)
     indices = np.where(wanted - times_s[before] <= times_s[after] - wanted + SLACK_S, before, after)
     near = (np.abs(times_s[indices] - wanted) <= 0.5 / fps + SLACK_S).all(1)
-    near &= (np.diff(indices, axis=1) > 0).all(1)
-    posed = pose_valid[indices].all(1)
-    if (near & posed).any():
-        return indices[near & posed], None
-    if not starts.size:
-        return indices[:0], "too_short"
-    return indices[:0], "frames_without_pose" if near.any() else "too_few_frames_per_second"
+    return indices, near & (np.diff(indices, axis=1) > 0).all(1)
 
 
 @lru_cache(maxsize=65536)
 def _even_clip_problem(num_frames: int, fps_num: int, fps_den: int, frames: int, fps: float) -> str | None:
     """Why a clip of constant rate whose frames all have poses has no window; most clips are such, and few differ."""
     times_s = np.arange(num_frames) * (fps_den / fps_num)
-    return window_frames(times_s, np.ones(num_frames, bool), frames, fps)[1]
+    return window_problem(times_s, np.ones(num_frames, bool), frames, fps)
 
 
 def plan(selection: Selection, window: Window) -> tuple[tuple[str, ...], Counter[str]]:
@@ -110,7 +130,7 @@ def plan(selection: Selection, window: Window) -> tuple[tuple[str, ...], Counter
             problem = _even_clip_problem(row["num_frames"], row["fps_num"], row["fps_den"], window.frames, window.fps)
         else:
             times_s = frame_times_s(row) if row["pts_s"] is not None or row["fps_num"] else np.zeros(1)
-            problem = window_frames(times_s, row["pose_valid"], window.frames, window.fps)[1]
+            problem = window_problem(times_s, row["pose_valid"], window.frames, window.fps)
         if problem is None:
             good.append(row["clip_id"])
         else:
