@@ -46,6 +46,7 @@ from longtake.geometry import invert_pose, pose, quaternion_from_rotation, rotat
 from longtake.records import VideoInfo
 
 CANARY = "canary-that-must-not-be-seen"
+MEDIA = ("none", "none", "copy", "link", "keep")  # what imports do with films and pictures
 STRAY = f"part-{0:032x}.parquet"
 STUCK_S = 30.0  # an input that takes longer counts as a crash
 PROVENANCE = Provenance(
@@ -389,7 +390,7 @@ def try_one(target: str, seed: int, template: Path, workspace: Path) -> str:
     rng = np.random.default_rng([seed, *target.encode()])
     damage(inside, rng)
     try:
-        shown, whole = _read(target, inside, workspace / "out", rng)
+        shown, whole = _read(target, inside, workspace / "out", rng, MEDIA[rng.integers(len(MEDIA))])
         answer = "read" if whole else "refused"
     except LongtakeError as error:
         shown, answer = str(error), "refused"
@@ -413,7 +414,7 @@ def _stray_parts(inside: Path, outside: Path) -> None:
     shutil.copy(next((outside / "stray").glob("part-*.parquet")), outside / STRAY)
 
 
-def _read(target: str, inside: Path, out: Path, rng: np.random.Generator) -> tuple[str, bool]:
+def _read(target: str, inside: Path, out: Path, rng: np.random.Generator, media: Any) -> tuple[str, bool]:
     """All that a user would be shown, and whether nothing was refused."""
     if target == "manifest":
         manifest = open_manifest(inside)
@@ -429,7 +430,6 @@ def _read(target: str, inside: Path, out: Path, rng: np.random.Generator) -> tup
 
         files = sorted(inside.iterdir())
         return repr(probe(files[rng.integers(len(files))])), True
-    media: Any = ("none", "none", "copy", "link", "keep")[rng.integers(5)]
     config = _config(target, size=(640, 480), scale=None if target == "sana_wm" else "relative", media=media)
     rows = [imported_row(clip, config, PROVENANCE, out) for clip in read_collection(inside, config, _some_probe)]
     to_table(rows)  # checks each

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import LongtakeError
-from .safe import read_text
+from .safe import finite, read_text
 
 INF = math.inf
 ROUNDING = 1e-6  # of the bound: what float32 storage and atan may move a value that lies exactly on it
@@ -135,7 +135,7 @@ def _rules(found: Any, where: str) -> tuple[Rule, ...]:
             kind = kinds.get(name)
             if kind is None:
                 raise LongtakeError(f"{where}: rule {number} has an unknown {name}; it may have {', '.join(kinds)}.")
-            if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)):
+            if kind is float and not finite(value):
                 raise LongtakeError(f"{where}: rule {number} has {name} = {value!r}, no number.")
             if kind is not float and not isinstance(value, kind):
                 raise LongtakeError(f"{where}: rule {number} has {name} = {value!r}, no {kind.__name__}.")
@@ -177,7 +177,7 @@ def rules(profile: str, source: str | None = None) -> tuple[Rule, ...]:
     found = _profile(profile)
     if not found.sources:
         return found.rules
-    if source not in found.sources:
+    if source is None or source not in found.sources:
         what = "needs to know the source of the clips" if source is None else f"has no thresholds for source {source!r}"
         hint = f" ({found.source_hint})" if found.source_hint else ""
         raise LongtakeError(f"The filter profile {found.name} {what}. Choose one of: {', '.join(found.sources)}{hint}.")

@@ -373,7 +373,7 @@ def _track(
         width=size[0],
         height=size[1],
         world_from_cam=poses,
-        pose_valid=np.isfinite(poses).all((1, 2)),
+        pose_valid=np.asarray(np.isfinite(poses).all((1, 2))),
         intrinsics=intrinsics,
         intrinsics_mode="static" if (intrinsics == intrinsics[0]).all() else "per_frame",
         focal_status="given",

@@ -7,7 +7,6 @@ SANA-WM's trainer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from ..records import LongtakeError
 from .filters import DropCount, DropRates, judge, row_values, verdict_columns
 from .formats.sana_wm import SCORES
-from .safe import MAX_ARRAY_BYTES, parse_json, read_text, regular, told
+from .safe import MAX_ARRAY_BYTES, finite, parse_json, read_text, regular, told
 from .schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -199,6 +198,6 @@ def _checked(column: str, value: Any, where: str) -> Any:
             f"{where}: a score {column} has no column that others may fill. There are "
             f"{', '.join((*NUMBERS, *TEXTS))}, and SANA-WM's names {', '.join(SCORES)}."
         )
-    if isinstance(value, bool | int | float) and math.isfinite(value):
+    if isinstance(value, bool) or finite(value):
         return int(value) if pa.types.is_integer(SCHEMA.field(column).type) else float(value)
     raise LongtakeError(f"{where}: {column} is {str(value)[:80]}, no number.")

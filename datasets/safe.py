@@ -148,6 +148,13 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def finite(value: Any) -> bool:
+    """Whether a value of JSON or TOML is a number that float64 can hold; an integer there may have any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e308  # false for nan
+
+
 def numbers(values: Any, what: str, where: object) -> NDArray[np.float64]:
     """Nested lists of JSON as float64; null and text are refused, not read as something else.
 

@@ -47,8 +47,8 @@ def read_npz_folder(source: Path) -> Iterator[Cameras | Refused]:
 
     def read(name: str) -> Cameras:
         path = beside(source, f"{name}.npz")
-        optional = dict.fromkeys(("K", "intrinsics", "pose_valid", "times_s", "frames", "inds"), False)
-        found = read_npz(path, dict.fromkeys(POSE_NAMES, False) | optional)
+        names = (*POSE_NAMES, "K", "intrinsics", "pose_valid", "times_s", "frames", "inds")
+        found = read_npz(path, {name: False for name in names})
         names = [name for name in POSE_NAMES if name in found]
         if len(names) != 1:
             what = " and ".join(names) or "no poses"

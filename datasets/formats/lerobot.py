@@ -177,7 +177,7 @@ class _Stats:
             self.sum, self.squares = self.sum + v.sum(0), self.squares + (v * v).sum(0)
             self.low, self.high = np.minimum(self.low, v.min(0)), np.maximum(self.high, v.max(0))
 
-    def tree(self) -> dict[str, list[float]]:
+    def tree(self) -> dict[str, Any]:
         if not self.count:
             return {"count": [0]}
         mean = self.sum / self.count

@@ -21,7 +21,7 @@ import numpy as np
 from ...errors import BadMedia
 from ..cameras import CORNER, OPENGL_FROM_OPENCV, Cameras, Refused, each
 from ..readers import Clip
-from ..safe import numbers, read_json
+from ..safe import finite, numbers, read_json
 from .arrays import as_poses
 from .output import Output
 
@@ -103,6 +103,6 @@ def _lens(tree: Mapping[str, Any], path: Path) -> list[float]:
 
 
 def _number(value: Any, path: Path, name: str = "w or h") -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not finite(value):
         raise BadMedia("broken_cameras", f"{path}: {name} is {str(value)[:40]}, no number.")
     return float(value)

@@ -9,7 +9,6 @@ and is passed with --metres-per-unit. Pixel corners are taken to lie at integers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from ...errors import BadMedia
 from ...geometry import pose, rotation_from_quaternion
 from ..cameras import CORNER, MAX_FRAMES, Cameras, Refused, each, unit_quaternions
-from ..safe import numbers, read_json
+from ..safe import finite, numbers, read_json
 
 
 def read(source: Path) -> Iterator[Cameras | Refused]:
@@ -71,7 +70,7 @@ def _split(source: Path, scene: Path, k: int, frames: Any) -> Cameras:
     if any(v.shape not in ((), (n,)) for v in lens):
         raise BadMedia("broken_cameras", f"{path}: focals, cx or cy are not one, or one a frame.")
     share = tree.get("input_size", 1.0)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1 or not math.isfinite(share):
+    if not finite(share) or not 0 < share <= 1:
         raise BadMedia("broken_cameras", f"{path}: input_size is {str(share)[:40]}.")
     intrinsics = np.stack([np.broadcast_to(v, n) for v in lens], 1) / share - CORNER
     name = scene.relative_to(source).as_posix() if scene != source else scene.name

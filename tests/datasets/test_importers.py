@@ -26,8 +26,9 @@ BY_QUATERNION = ("tum", "colmap")  # rotations of float32 matrices are not exact
 
 
 def config(form: str, **known: Any) -> ImportConfig:
+    """What a user would state for a format, and what a test states otherwise."""
     stated: dict[str, Any] = {
-        "direction": FORMAT.direction or "c2w" if (FORMAT := READERS[form]) else None,
+        "direction": READERS[form].direction or "c2w",
         "convention": READERS[form].convention or "opencv",
         "scale": "metric",
         "fps": 30.0,
@@ -282,7 +283,7 @@ def test_a_video_is_copied_and_its_frames_are_told(manifest, tmp_path, made):
 # ---- what is wrong is refused with words -------------------------------------------------------------------------
 
 
-def one(folder: Path, c2w: np.ndarray, **more: np.ndarray) -> Path:
+def one(folder: Path, c2w: np.ndarray, **more: Any) -> Path:
     folder.mkdir()
     np.savez(folder / "clip.npz", c2w=c2w, **more)
     return folder
