@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from measure import RESULTS, machine, measured, number, print_table, write_result
 
 from longtake.datasets.manifest import create_manifest, open_manifest
+from longtake.datasets.readers import frame_times_s
 from longtake.datasets.schema import PER_FRAME, SCHEMA, SCHEMA_ID
 from longtake.geometry import rotation_from_vector
 
@@ -39,6 +40,7 @@ SHUFFLED = {"manifest": 1000, "lance": 1000, "iceberg": 8, "frames": 64}  # clip
 LONGEST = 961
 WINDOW = {"frames": 81, "fps": 16.0, "size": (480, 832), "pictures": False}
 CAMERA = ["clip_id", "c2w", "intrinsics", "pose_valid"]
+TIMES = "pts_s start_s num_frames fps_num fps_den".split()
 META = "clip_id status num_frames motion_class scale_kind fov_x_median_deg tracked_ratio luma".split()
 SQL = "status = 'ok' and num_frames >= 481 and scale_kind = 'metric' and fov_x_median_deg > 60"
 WORDS = """a the of with under over along between narrow wide quiet crowded street river forest harbour kitchen stairs
@@ -283,11 +285,10 @@ def write_frames(folder: Path, source: Path) -> dict[str, Any]:
             columns["frame"] = np.arange(len(columns["clip"]), dtype=np.int32) - np.repeat(
                 np.cumsum(lengths) - lengths, lengths
             ).astype(np.int32)
+            times = chunk.select(TIMES).filter(chunk["c2w"].is_valid()).to_pylist()
+            columns["pts_s"] = np.concatenate([frame_times_s(row) for row in times])
             for name, width in PER_FRAME.items():
-                values = chunk[name].combine_chunks()
-                if values.null_count and name != "pts_s" and values.null_count < len(values):
-                    values = values.drop_null()
-                flat = values.flatten()
+                flat = chunk[name].combine_chunks().drop_null().flatten()
                 if len(flat) != width * len(columns["clip"]):
                     continue  # not there, or not of every clip
                 flat = flat.to_numpy(zero_copy_only=False)

@@ -484,7 +484,7 @@ class Manifest:
         def tables() -> Iterator[pa.Table]:
             for part in snapshot.parts:
                 for table in source._chunks(part):
-                    table = table.filter(pc.is_in(table["clip_id"], keep))
+                    table = table.filter(pc.field("clip_id").isin(keep))
                     for name in URI_COLUMNS:
                         i = table.schema.get_field_index(name)
                         values = [_absolute(source.storage, value) for value in table[name].to_pylist()]
@@ -692,7 +692,7 @@ class Manifest:
                 def tables(group: list[Part] = group, gone: pa.Array = gone) -> Iterator[pa.Table]:
                     for member in group:
                         for table in self._chunks(member):
-                            left = table.filter(pc.invert(pc.is_in(table["clip_id"], gone))) if ids else table
+                            left = table.filter(~pc.field("clip_id").isin(gone)) if ids else table
                             if len(left):
                                 yield left
 

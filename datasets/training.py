@@ -103,13 +103,13 @@ def _frames_from(
     before = np.maximum(after - 1, 0)
     indices = np.where(wanted - times_s[before] <= times_s[after] - wanted + SLACK_S, before, after)
     near = (np.abs(times_s[indices] - wanted) <= 0.5 / fps + SLACK_S).all(1)
-    return indices, near & (np.diff(indices, axis=1) > 0).all(1)
+    return indices, np.asarray(near & (np.diff(indices, axis=1) > 0).all(1))
 
 
 @lru_cache(maxsize=65536)
 def _even_clip_problem(num_frames: int, fps_num: int, fps_den: int, frames: int, fps: float) -> str | None:
     """Why a clip of constant rate whose frames all have poses has no window; most clips are such, and few differ."""
-    times_s = np.arange(num_frames) * (fps_den / fps_num)
+    times_s = np.arange(num_frames, dtype=np.float64) * (fps_den / fps_num)
     return window_problem(times_s, np.ones(num_frames, bool), frames, fps)
 
 
@@ -412,7 +412,7 @@ class TrainingLoader(DataLoader[Any]):
         shares = (len(self.stream.share(worker, workers)) for worker in range(workers))
         return sum(-(-share // (self.batch_size or 1)) for share in shares) - self.batches
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.batches:  # of a pass that was left
             self.load_state_dict(self.state_dict())
         for batch in super().__iter__():

@@ -96,8 +96,10 @@ def _frames(path: str, row: Mapping[str, Any], at_ns: NDArray, numbers: NDArray)
     if not by_number and at_ns[0] > SEEK_WORTH_NS:
         found = from_the(int(at_ns[0]) - SEEK_WORTH_NS // 2)  # a key frame's own leading pictures are lost after a seek
         first = next(found, None)
-        misled = first is None or first[0] > at_ns[0] + near  # by its index: then from the beginning
-        found = None if misled else itertools.chain([first], found)
+        if first is None or first[0] > at_ns[0] + near:
+            found = None  # its index misleads: from the beginning
+        else:
+            found = itertools.chain([first], found)
     found = from_the(None) if found is None else found
     for value in wanted.tolist():
         at, frame = next((pair for pair in found if pair[0] >= value - near), (0, None))

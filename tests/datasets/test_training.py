@@ -318,7 +318,7 @@ def test_resumes_to_the_sample(many, workers, stop):
     whole = loader()
     epochs = [ids_of(whole), ids_of(whole)]
     first = loader()
-    taken, state = [], None
+    taken, state = [], {}
     for n, batch in enumerate(first, 1):
         taken += batch["clip_id"]
         if n == stop:
