@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -328,7 +329,7 @@ def _array(path: Path, rng: np.random.Generator) -> None:
         return
     try:
         values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, MemoryError):
+    except (ValueError, EOFError, SyntaxError, MemoryError, TokenError):
         return
     if values.size and values.dtype.kind in "fiu":
         flat = values.ravel().copy()

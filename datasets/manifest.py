@@ -267,7 +267,7 @@ class Manifest:
         parts = tuple(Part(**{k: v for k, v in part.items() if k in known}) for part in tree["parts"])
         for part in parts:  # names become places: a snapshot of others must not name any but its own
             counts = (part.rows, part.bytes, tree["number"])
-            if not _PART_NAME.fullmatch(part.name) or not all(isinstance(n, int) and n >= 0 for n in counts):
+            if not _PART_NAME.fullmatch(part.name) or not all(isinstance(n, int) and 0 <= n < 1 << 53 for n in counts):
                 raise ValueError(f"it lists the part {str(part)[:200]}")
         return Snapshot(number=tree["number"], parts=parts, schema=tree["schema"])
 
@@ -652,7 +652,7 @@ class Manifest:
                     try:
                         kept = self._kept(base, ids, hashes, regroup, rewritten)
                     except (_PartGone, FileNotFoundError) as error:
-                        if self.snapshot().number == base.number:
+                        if self._lacks_parts(base):
                             raise self._damaged(error, base) from error
                         continue  # replaced meanwhile; the next snapshot says by what
                     schema = max(base.schema, SCHEMA_ID, key=_version)
@@ -847,10 +847,18 @@ class Manifest:
             try:
                 return read(snapshot)
             except (_PartGone, FileNotFoundError) as error:
-                if self.snapshot().number == snapshot.number:
+                if self._lacks_parts(snapshot):
                     raise self._damaged(error, snapshot) from error
             except _UNREADABLE as error:
                 raise self._unreadable(error) from error
+
+    def _lacks_parts(self, snapshot: Snapshot) -> bool:
+        """Whether this is the newest snapshot and a part of it is nowhere; not so if one was moved while we read it."""
+        try:
+            self._locations(snapshot.parts)
+        except _PartGone:
+            return self.snapshot().number == snapshot.number
+        return False
 
     def _unreadable(self, error: Exception) -> LongtakeError:
         return LongtakeError(
