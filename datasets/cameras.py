@@ -217,8 +217,9 @@ def intrinsics_problem(k: NDArray[np.float64], size: tuple[int, int]) -> str | N
     A principal point lies near the middle of its picture. Where it lies near the middle of a picture of another size
     and the same shape, the intrinsics are that picture's.
     """
-    if not np.isfinite(k).all() or (k[:, :2] <= 0).any():
-        row = int((~np.isfinite(k).all(1) | (k[:, :2] <= 0).any(1)).argmax())
+    odd = ~(np.abs(k) < 1e9).all(1) | ~(k[:, :2] > 1e-6).all(1)  # float32 holds what lies between
+    if odd.any():
+        row = int(odd.argmax())
         return f"row {row} has the intrinsics {k[row].tolist()}, which are no camera's"
     width, height = size
     if (np.abs(k) <= 4).all():
