@@ -509,7 +509,7 @@ class RayTasks:
         except lost.RayError as error:
             if Artifacts(self.root).has(job.key):
                 return run_job(job, self.root)
-            text = f"{job.stage.name}: the worker died {TRIES} times ({type(error).__name__})"
+            text = f"{job.stage.name}: the worker died again and again ({type(error).__name__})"
             return Outcome(job=job, status="failed", reason="crashed", message=text, trace=str(error))
 
     # -- what a stage occupies
@@ -550,7 +550,8 @@ class RayTasks:
             size = min(self.slots // 2, int(whole["memory"] // need["memory"]) if "memory" in need else self.slots)
         if stage.resources.gpus or self.slots == 1:
             need["num_cpus"] = 0
-        kind = self.ray.remote(Resident).options(max_restarts=-1, max_task_retries=TRIES - 1, **need)
+        tries = 2 * (TRIES - 1)  # a death may take two: the call that it cut off, and the next, which finds nobody yet
+        kind = self.ray.remote(Resident).options(max_restarts=-1, max_task_retries=tries, **need)
         return _Pool(actors=[kind.remote() for _ in range(max(1, size))])
 
     def _feed(self) -> None:

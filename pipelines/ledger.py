@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -185,6 +186,11 @@ class Ledger:
         """Whether more than this share of the clips has failed."""
         return ratio is not None and len(self.done) >= MIN_CLIPS_JUDGED and self.failed > ratio * len(self.done)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are inputs that nobody has looked at, or clips that are not counted."""
+        return self.inputs_left > 0 or len(self.done) < self.expected
+
     def state(self) -> State:
         """How far the run is."""
         seconds = time.monotonic() - self.started
@@ -228,6 +234,18 @@ class Ledger:
             self.snapshot = published
         self.committed += len(self.waiting)
         self.waiting, self.waiting_since = {}, 0.0
+
+    def tidy(self) -> None:
+        """Join small parts, and remove what a killed writer had replaced and not removed.
+
+        Raises:
+            MissingPart: the manifest cannot be written.
+        """
+        try:
+            self.manifest.compact()
+            self.manifest.gc(math.inf)  # nothing that is being written
+        except LongtakeError as error:
+            raise MissingPart(str(error)) from error
 
     def close(self, state: str) -> Run:
         """Write the run's last words.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +64,11 @@ def carry_out(
     ledger.name_stages(graph.stages if graph else ())
     store.sweep()
     pool = None
+    quiet = ExitStack()
     try:
+        if executor == "ray":  # it prints what befalls its workers; standard output is for what was asked for
+            log = quiet.enter_context(open(ledger.log, "a", encoding="utf-8", errors="backslashreplace"))
+            quiet.enter_context(redirect_stdout(log))
         count = jobs if jobs is not None else (0 if executor == "ray" else 1)
         pool = make_executor(executor, store.root, jobs=count, address=address, log=ledger.log)
         with _draining(display) as stopping:
@@ -80,6 +83,9 @@ def carry_out(
                 counts=ledger.stages,
             )
         ledger.commit()
+        cut_off = end.stopped or (end.interrupted and ledger.is_unfinished)
+        if not cut_off:
+            ledger.tidy()
     except BaseException:
         with suppress(OSError):  # a full disk may be what broke it
             ledger.close("broken")
@@ -88,23 +94,20 @@ def carry_out(
         if pool:
             pool.close()
             store.sweep()  # what killed workers left
+        quiet.close()
         display.close()
     if end.stopped:
         ledger.close("stopped")
         raise _why_stopped(end.stopped, ledger.log)
-    if ledger.too_many_failed(max_failed_ratio):
+    if cut_off and ledger.too_many_failed(max_failed_ratio):
         ledger.close("stopped")
         raise RunStopped(
             f"Stopped: {ledger.failed} of {len(ledger.done)} clips failed, more than a share of {max_failed_ratio:g}. "
             f"Their rows say why; tracebacks are in {ledger.log}. The same command goes on where it stopped, with "
             "another --max-failed-ratio, or with --retry-failed once it is mended."
         )
-    ledger.manifest.compact()
-    ledger.manifest.gc(
-        math.inf
-    )  # parts that a killed writer had replaced and not removed; nothing that is being written
-    run = ledger.close("interrupted" if end.interrupted else "finished")
-    if not report or end.interrupted:
+    run = ledger.close("interrupted" if cut_off else "finished")
+    if not report or cut_off:
         return run
     try:
         return replace(run, report=write_report(ledger.out))

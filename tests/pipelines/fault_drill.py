@@ -225,16 +225,14 @@ def killed_workers(plan: Plan, expected: Content, kills: int, seed: int, stages:
     process = start(plan)
     victims: set[tuple[str, str]] = set()
     seen = 0
-    while len(victims) < kills:
-        seen += int(rng.integers(1, 3))
-        if not watch.wait_for_lines(seen, process):
-            break
-        stage, clip, pid = watch.lines()[-1]
-        if stage in stages and (stage, clip) not in victims:
+    while len(victims) < kills and watch.wait_for_lines(seen + int(rng.integers(1, 3)), process):
+        begun = [line for line in watch.lines()[seen:] if line[0] in stages and line[:2] not in victims]
+        if begun:
+            stage, clip, pid = begun[-1]
             victims.add((stage, clip))
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        watch.look()
+            watch.look()
         seen = len(watch.lines())
     assert finish(process) == 0
     return {"kills": len(victims)} | watch.end(expected)
@@ -249,10 +247,13 @@ def full_disk(plan: Plan, expected: Content, mount: Path, fill: Callable[[int], 
     """
     watch = Watch(plan)
     stops = 0
-    for size_mib in (72, 76, 80):
-        fill(size_mib)
+    for _ in range(3):
+        disk = os.statvfs(mount)
+        fill(
+            ((disk.f_blocks - disk.f_bavail) * disk.f_frsize >> 20) + 70
+        )  # a run does not begin with less than 64 free
         ballast = mount / "ballast"
-        free = os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize
+        free = os.statvfs(mount).f_bavail * disk.f_frsize
         process = start(plan)
         if watch.wait_for_lines(len(watch.lines()) + 3, process):
             with suppress(OSError), open(ballast, "ab") as file:

@@ -103,9 +103,10 @@ def test_progress_is_lines_of_json_where_nobody_looks(capsys, monkeypatch):
 def test_the_table_of_stages():
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=100)
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
     console.print(stage_table(state()))
-    head, count, total, *words = [line.split() for line in console.file.getvalue().splitlines()]
+    head, count, total, *words = [line.split() for line in shown.getvalue().splitlines()]
     assert head == "stage done refused failed queued s a job".split()
     assert count == "count 1 1 0 1 3.0".split() and total == "sum 0 0 0 2 -".split()
     assert " ".join(words[0]) == "1 of 3 clips + 2 inputs (1 failed), 30.0 a minute, time left 1:02:05"
@@ -120,13 +121,13 @@ def test_a_terminal_shows_the_table(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
     live = display.make_display(quiet=False)
+    assert isinstance(live, display.Live)
     live.clip("a[bold].mp4", "ok", "")
     live.tick([("a.mp4: track", 3, 10)], state())
     live.live.refresh()
     live.note("a note")
     live.tick([], state())
     live.close()
-    assert isinstance(live, display.Live)
     assert all(words in shown.getvalue() for words in ("a[bold].mp4: ", "a note", "time left", "a.mp4: track"))
 
 

@@ -352,4 +352,4 @@ def _make_clock_jump() -> None:
     time.time_ns = lambda: int(1e9 * jumping())
     for user in (manifest, ledger):
         if hasattr(user, "datetime"):
-            user.datetime = Jumping
+            setattr(user, "datetime", Jumping)  # noqa: B010
