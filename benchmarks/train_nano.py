@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from longtake.model.sana_wm.vae import pictures as from_unit
 from longtake.render.painted_room import filmed, intrinsics, painted_room, random_path
 
 FRAMES = 49  # of a training clip; training takes parts of it, forwards and backwards
-LATENTS_EVERY = 6  # frames between the beginnings of these parts
+LATENTS_EVERY = 8  # frames between the beginnings of these parts
 PROMPT = "a furnished room with pictures on its walls"
 
 
@@ -74,11 +75,14 @@ def take_clips(folder: Path, manifest: str) -> None:
         save_clip(folder / f"{clip.clip_id}.npz", posed)
 
 
-def train_both(folder: Path, vae_steps: int, net_steps: int) -> None:
+def train_both(folder: Path, vae_steps: int, net_steps: int, begin_with: Path | None) -> None:
     """The autoencoder, the clips' latents, the network: what is done already is read."""
     clips, recipe = read_clips(folder), VaeRecipe(steps=vae_steps)
     torch.manual_seed(0)
     vae = begin_vae(Vae(NANO_VAE))
+    if begin_with is not None:
+        vae.load_state_dict(torch.load(begin_with, weights_only=True)["mean"], strict=False)
+        recipe = replace(recipe, still_steps=0, rate=recipe.rate / 2)
     train_vae(vae, clips, recipe, checkpoint=folder / "vae.pt", log=Log("autoencoder", recipe.steps))
     if not (folder / "latents.pt").exists():
         latents = encode_clips(vae, clips, frames=NANO_SETTINGS.frames, every=LATENTS_EVERY)
@@ -119,10 +123,11 @@ def main() -> None:
     parser.add_argument("--manifest")
     parser.add_argument("--vae-steps", type=int, default=VaeRecipe.steps)
     parser.add_argument("--net-steps", type=int, default=NetRecipe.steps)
+    parser.add_argument("--begin-with", type=Path, help="vae.pt of a training on other clips")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "train":
-        train_both(args.folder, args.vae_steps, args.net_steps)
+        train_both(args.folder, args.vae_steps, args.net_steps, args.begin_with)
     elif args.manifest:
         take_clips(args.folder, args.manifest)
     else:

@@ -41,7 +41,7 @@ from .config import UsageError
 from .run import given_file
 
 ORIGINS = ("generated", "rendered")  # rows whose camera was there before the video
-LEAST_SIDE = 384  # px: smaller videos are enlarged before they are tracked, since features have a size of their own
+LEAST_SIDE = 384  # px that smaller videos are enlarged to where not all of their frames can be posed as they are
 SAME_FOCAL = 1e-3  # relative range of focal lengths that are one
 STANDS_STILL = 1e-6  # of turns and moves asked for, below which there is nothing to be better at
 
@@ -223,7 +223,7 @@ def score_clip(wanted: Wanted) -> Scored | Rejected:
     return Scored(
         name=wanted.name,
         frames=count,
-        posed=0 if found is None else int(np.isfinite(found).all((1, 2)).sum()),
+        posed=_count(found),
         reason=reason,
         focal=focal,
         scale=scale,
@@ -235,32 +235,45 @@ def score_clip(wanted: Wanted) -> Scored | Rejected:
 
 
 def _track(info: VideoInfo, wanted: Wanted, stop: int) -> tuple[NDArray[np.float64] | None, str, str]:
-    """Poses [F, 4, 4] as the video shows them (nan where not), whether the focal length was given, and why none."""
+    """Poses [F, 4, 4] as the video shows them (nan where not), whether the focal length was given, and why none.
+
+    Where frames of a small video cannot be posed, it is tracked once more enlarged: fine detail asks for that, soft
+    pictures for the contrary. What poses more frames counts.
+    """
     k = wanted.intrinsics
-    times = max(1, math.ceil(LEAST_SIDE / min(info.width, info.height)))
-    with tempfile.TemporaryDirectory() as folder:
-        start = wanted.start
-        if times > 1:
-            enlarged = Path(folder) / "enlarged.mp4"
+    known = k is not None and np.ptp(k[:, :2], axis=0).max() <= SAME_FOCAL * k[:, :2].min()
+    found, reason = _posed(info, wanted.start, stop, tuple(k[0]) if known else None)
+    times = math.ceil(LEAST_SIDE / min(info.width, info.height))
+    if times > 1 and (found is None or not np.isfinite(found).all()):
+        larger = tuple((k[0] + [0, 0, 0.5, 0.5]) * times - [0, 0, 0.5, 0.5]) if known else None
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "enlarged.mp4"
             size = (times * info.width, times * info.height)
-            frames = (cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC) for _, rgb in _all(info, start, stop))
-            encode_rgb(enlarged, frames, info.fps, crf=10)
-            info, start, stop = probe(enlarged), 0, stop - start
-        given: tuple[float, ...] | None = None
-        if k is not None and np.ptp(k[:, :2], axis=0).max() <= SAME_FOCAL * k[:, :2].min():
-            given = tuple((k[0] + [0, 0, 0.5, 0.5]) * times - [0, 0, 0.5, 0.5])
-        crop = (0, 0, info.width, info.height)
-        shot = Shot(index=0, start=start, stop=stop, crop=crop, overlay=None, boundary="start")
-        track = estimate_track(info, shot, TrackConfig(), intrinsics=given)
-    focal = "estimated" if given is None else "given"
+            frames = (cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in _all(info, wanted.start, stop))
+            encode_rgb(file, frames, info.fps, crf=10)
+            second, why = _posed(probe(file), 0, stop - wanted.start, larger)
+        if _count(second) > _count(found):
+            found, reason = second, why
+    return found, "given" if known else "estimated", reason
+
+
+def _posed(
+    info: VideoInfo, start: int, stop: int, intrinsics: tuple[float, ...] | None
+) -> tuple[NDArray[np.float64] | None, str]:
+    crop = (0, 0, info.width, info.height)
+    shot = Shot(index=0, start=start, stop=stop, crop=crop, overlay=None, boundary="start")
+    track = estimate_track(info, shot, TrackConfig(), intrinsics=intrinsics)
     if isinstance(track, Rejected):
-        return None, focal, track.reason
-    if not track.pose_valid.any():
-        return None, focal, "no_pose"
-    return track.world_from_cam, focal, ""
+        return None, track.reason
+    return (track.world_from_cam, "") if track.pose_valid.any() else (None, "no_pose")
 
 
-def _all(info: VideoInfo, start: int, stop: int) -> Iterable[tuple[int, NDArray[np.uint8]]]:
+def _count(found: NDArray | None) -> int:
+    """Frames with a pose."""
+    return 0 if found is None else int(np.isfinite(found).all((1, 2)).sum())
+
+
+def _all(info: VideoInfo, start: int, stop: int) -> Iterable[NDArray[np.uint8]]:
     """Frames start .. stop-1.
 
     Raises:
@@ -271,7 +284,7 @@ def _all(info: VideoInfo, start: int, stop: int) -> Iterable[tuple[int, NDArray[
         if index != expected:
             break
         expected += 1
-        yield index, rgb
+        yield rgb
     if expected != stop:
         raise BadMedia("undecodable", f"{info.path}: frame {expected} cannot be decoded")
 

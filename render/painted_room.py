@@ -21,7 +21,7 @@ HIGH = np.array([4.0, 2.1, 1.6, 120.0, -2.0])
 BEYOND = np.array([0.3, 0.3, 0.1, 10.0, 4.0])  # how far a path may swing out of that
 TURN_FRAMES = 40  # from one drawn camera to the next
 TEXELS_PER_M = 320  # of the room's textures
-SOFT_PX = 1.5  # standard deviation of the lens' blur
+SOFT_PX = 4.0  # standard deviation of the lens' blur: finer detail than nano's autoencoder keeps is left out
 KINDS = ("free", "free", "move", "turn")  # what a path does; free: both
 
 

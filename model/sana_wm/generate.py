@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -66,11 +66,19 @@ class Settings:
             raise LongtakeError(f"there is no sampler {self.sampler!r}: {', '.join(SAMPLERS)}")
 
 
+class ReadsPrompts(Protocol):
+    """What is taken of a text encoder."""
+
+    def prompt(self, text: str) -> Text: ...
+
+    def negative(self, text: str) -> Text: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """How to come by the networks. Each is called once for a video, when it is needed."""
 
-    text: Callable[[], TextEncoder]
+    text: Callable[[], ReadsPrompts]
     vae: Callable[[], Vae]
     net: Callable[[], SanaWM]
 

@@ -1,7 +1,7 @@
-"""nano: SANA-WM's code with networks so small that a CPU trains and runs them, and weights that come with longtake.
+"""nano: SANA-WM's code with networks so small that a CPU trains and runs them.
 
-It shows that a picture, a path and a prompt go all the way to a video, and that the video follows the path. It knows
-one room, drawn by longtake itself, at 224 x 128, and nothing else: it says nothing of what SANA-WM can do.
+It is to show a picture, a path and a prompt going all the way to a video that follows the path. It knows one room,
+drawn by longtake itself, at 224 x 128, and nothing else: it says nothing of what SANA-WM can do.
 How the weights were made: benchmarks/train_nano.py.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...errors import MissingPart
 from .config import SanaWMConfig
 from .generate import Parts, Settings
 from .load import load
@@ -66,11 +67,17 @@ class HashedWords:
 
 
 def nano_parts(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Parts:
-    """The networks with the weights that come with longtake; for `generate` with `NANO_SETTINGS`.
+    """The networks with the weights beside this file; for `generate` with `NANO_SETTINGS`.
 
     Raises:
-        BadWeights: the installation is damaged.
+        MissingPart: this version of longtake has none.
+        BadWeights: they are damaged.
     """
+    if not (NET_FILE.exists() and VAE_FILE.exists()):
+        raise MissingPart(
+            "this version of longtake comes without weights of nano: train them with benchmarks/train_nano.py of the "
+            "repository, which takes hours on one core"
+        )
     return Parts(
         text=HashedWords,
         vae=lambda: load_vae(VAE_FILE, NANO_VAE, device=device, dtype=dtype),

@@ -94,13 +94,13 @@ class VaeRecipe:
     """How the autoencoder is trained: absolute differences of pixels and of their slopes, on latents with noise."""
 
     steps: int = 2000
-    batch: int = 2
+    batch: int = 1
     frames: int = 17
-    crop: tuple[int, int] = (64, 96)  # rows and columns of the part of the picture that a step sees
+    crop: tuple[int, int] = (128, 224)  # rows and columns that a step sees: from small parts it learns their edges
     still_steps: int = 300  # first steps, which see whole single pictures
     rate: float = 0.02
     edges: float = 0.5  # weight of slopes
-    noise: float = 0.05  # standard deviation added to latents, whose size is held near 1
+    noise: float = 0.02  # standard deviation added to latents, whose size is held near 1
     size: float = 1e-3  # weight of the latents' mean square
     average: float = 0.995  # how much of the running average of the weights a step keeps
     half: bool = True  # products in bfloat16
@@ -158,7 +158,7 @@ def _part(
     clips: Sequence[PosedClip], count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
     """Frames, poses and intrinsics of a random part of a random clip, forwards or backwards: the scene stands still."""
-    clip = clips[rng.integers(len(clips))]
+    clip = clips[int(rng.integers(len(clips)))]
     if len(clip.frames) < count:
         raise LongtakeError(f"a clip of {len(clip.frames)} frames, where training takes {count}")
     start = rng.integers(len(clip.frames) - count + 1)

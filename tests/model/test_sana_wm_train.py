@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_clips_are_read_as_they_were_written(tmp_path: Path):
 def test_wrong_clips_are_named(tmp_path: Path):
     with pytest.raises(LongtakeError, match="no clips"):
         read_clips(tmp_path)
-    good = vars(clip(0))
+    good: dict[str, Any] = dict(vars(clip(0)))
     with pytest.raises(LongtakeError, match="has no camera"):
         PosedClip(**good | {"world_from_cam": np.full((17, 4, 4), np.nan)})
     with pytest.raises(LongtakeError, match="multiples of 32"):
