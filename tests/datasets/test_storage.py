@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtake.datasets import storage
-from longtake.datasets.manifest import create_manifest, open_manifest
+from longtake.datasets.manifest import Manifest, create_manifest, open_manifest
 from longtake.datasets.storage import Local, Remote, absolute, has_secret, open_storage, resolve
 from longtake.records import LongtakeError
 
@@ -171,6 +171,26 @@ def test_the_loser_of_a_race_looks_again(bucket, make_row, monkeypatch):
     manifest.append([make_row("a.mp4", run_id="ours")])
     assert answers == [None, True, False, True]
     assert {Path(r["source_uri"]).stem: r["run_id"] for r in manifest.rows()} == {"a": "ours", "b": "run-1"}
+
+
+def test_a_part_that_is_moved_while_it_is_read(bucket, make_row, monkeypatch):
+    manifest = create_manifest(bucket)
+    manifest.append([make_row("a.mp4")])
+    place = open_storage(bucket)
+    (part,) = (p.name for p in manifest.snapshot().parts)
+    place.move(part, f"_staging/{part}.staged")  # as while a commit ends
+    opened, real = [], Manifest._open
+
+    def slow(self, part):
+        file = real(self, part)
+        if not opened:  # between the footer and the rows the commit ends
+            opened.append(part)
+            place.move(f"_staging/{part.name}.staged", part.name)
+        return file
+
+    monkeypatch.setattr(Manifest, "_open", slow)
+    assert open_manifest(bucket).row(make_row("a.mp4")["clip_id"], ["status"]) == {"status": "ok"}
+    assert opened
 
 
 def test_an_answer_that_was_lost_is_no_lost_race(bucket, make_row, monkeypatch):
