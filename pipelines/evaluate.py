@@ -241,20 +241,21 @@ def _track(info: VideoInfo, wanted: Wanted, stop: int) -> tuple[NDArray[np.float
     pictures for the contrary. What poses more frames counts.
     """
     k = wanted.intrinsics
-    known = k is not None and np.ptp(k[:, :2], axis=0).max() <= SAME_FOCAL * k[:, :2].min()
-    found, reason = _posed(info, wanted.start, stop, tuple(k[0]) if known else None)
+    if k is not None and np.ptp(k[:, :2], axis=0).max() > SAME_FOCAL * k[:, :2].min():
+        k = None  # a zoom: the focal lengths are not given
+    found, reason = _posed(info, wanted.start, stop, None if k is None else tuple(k[0]))
     times = math.ceil(LEAST_SIDE / min(info.width, info.height))
     if times > 1 and (found is None or not np.isfinite(found).all()):
-        larger = tuple((k[0] + [0, 0, 0.5, 0.5]) * times - [0, 0, 0.5, 0.5]) if known else None
+        larger = None if k is None else tuple((k[0] + [0, 0, 0.5, 0.5]) * times - [0, 0, 0.5, 0.5])
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "enlarged.mp4"
             size = (times * info.width, times * info.height)
-            frames = (cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in _all(info, wanted.start, stop))
-            encode_rgb(file, frames, info.fps, crf=10)
+            enlarged = (cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in _all(info, wanted.start, stop))
+            encode_rgb(file, (np.asarray(x, np.uint8) for x in enlarged), info.fps, crf=10)
             second, why = _posed(probe(file), 0, stop - wanted.start, larger)
         if _count(second) > _count(found):
             found, reason = second, why
-    return found, "given" if known else "estimated", reason
+    return found, "estimated" if k is None else "given", reason
 
 
 def _posed(

@@ -113,6 +113,6 @@ def _read(
         found: NDArray[np.float32] | None = None
         if depth is not None:
             full, _ = depth.read(int(np.searchsorted(depth.frame_index, number)))
-            found = np.asarray(cv2.resize(full, (w, h), interpolation=cv2.INTER_NEAREST))
+            found = np.asarray(cv2.resize(full, (w, h), interpolation=cv2.INTER_NEAREST), np.float32)
         jpeg = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
         yield Shown(frame=number - first, jpeg=jpeg, size=(w, h), depth=found)

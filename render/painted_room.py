@@ -79,10 +79,11 @@ def _pyramid(picture: NDArray[np.uint8], levels: int) -> tuple[NDArray[np.uint8]
     out = [picture]
     while len(out) < levels:
         rows, cols = out[-1].shape[:2]
-        out.append(cv2.resize(out[-1], (cols // 2, rows // 2), interpolation=cv2.INTER_AREA))
+        out.append(np.asarray(cv2.resize(out[-1], (cols // 2, rows // 2), interpolation=cv2.INTER_AREA), np.uint8))
     return tuple(out)
 
 
 def filmed(room: Room, path: NDArray, k: NDArray, width: int, height: int) -> NDArray[np.uint8]:
     """[T, H, W, 3] of the room through a soft lens: detail that so small an autoencoder could not keep is left out."""
-    return np.stack([cv2.GaussianBlur(rgb, (0, 0), SOFT_PX) for rgb in render_clip(room, path, k, width, height)])
+    soft = [cv2.GaussianBlur(rgb, (0, 0), SOFT_PX) for rgb in render_clip(room, path, k, width, height)]
+    return np.stack(soft).astype(np.uint8)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ...errors import LongtakeError
 from .camera import pack
-from .network import Conditions, SanaWM
+from .network import Block, Conditions, SanaWM
 from .text import Text
 from .vae import SPACE, TIME, Resnet, Vae
 
@@ -300,6 +300,7 @@ def begin_vae(vae: Vae) -> Vae:
 def begin(net: SanaWM) -> SanaWM:
     """Values that training starts from: filters over frames and gates do nothing yet, rays do not enter yet."""
     for block in net.blocks:
+        assert isinstance(block, Block)
         attn = block.attn
         for gate in (attn.beta_proj, attn.gate_proj, attn.output_gate):
             nn.init.zeros_(gate.weight)
@@ -322,8 +323,10 @@ def begin(net: SanaWM) -> SanaWM:
         if block.plucker_proj is not None:
             nn.init.zeros_(block.plucker_proj.weight)
         block.scale_shift_table.data[[2, 5]] = 0.5  # attention and MLP enter half
-    nn.init.zeros_(net.t_block[1].weight)
-    nn.init.zeros_(net.t_block[1].bias)
+    last = net.t_block[1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
     nn.init.constant_(net.attention_y_norm.weight, 0.01)
     nn.init.zeros_(net.final_layer.linear.weight)
     nn.init.zeros_(net.final_layer.linear.bias)

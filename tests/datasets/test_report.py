@@ -345,7 +345,7 @@ def test_the_ground_lies_under_the_path() -> None:
     corner, right, up = np.array([2.0, -1.0]), np.array([3.0, 0.4]), np.array([-0.8, 6.0])
     walk = np.stack([corner, corner + right, corner + right + up, corner + up])
     ground = Ground(href="data:,", corner=corner, right=right, up=up, dots=walk[:1])
-    drawing = path_view(*walk.T, np.zeros(4, bool), [], unit="m", label="x", ground=ground)
+    drawing = path_view(walk[:, 0], walk[:, 1], np.zeros(4, bool), [], unit="m", label="x", ground=ground)
     a, b, c, d, e, f = map(float, re.findall(r"matrix\(([^)]+)\)", drawing)[0].split())
     unit_square = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])  # the picture's y runs down
     placed = unit_square @ [[a, b], [c, d]] + [e, f]

@@ -72,7 +72,7 @@ def published(folder: Path, picture: Tensor, prompt: Tensor) -> Tensor:
         block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for i, block in enumerate(vae.decoder.up_blocks):
         weight = tensors[f"decoder.skip_conv_{i + 1}.base_layer.weight"]
-        skip = nn.Conv2d(*weight.shape[1::-1], 1, bias=False)
+        skip = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
         skip.weight.data = weight
         corrected(skip, f"decoder.skip_conv_{i + 1}")
         block.register_forward_pre_hook(

@@ -93,9 +93,9 @@ def test_wrong_clips_are_named(tmp_path: Path):
         read_clips(tmp_path)
     good: dict[str, Any] = dict(vars(clip(0)))
     with pytest.raises(LongtakeError, match="has no camera"):
-        PosedClip(**good | {"world_from_cam": np.full((17, 4, 4), np.nan)})
+        PosedClip(**{**good, "world_from_cam": np.full((17, 4, 4), np.nan)})
     with pytest.raises(LongtakeError, match="multiples of 32"):
-        PosedClip(**good | {"frames": good["frames"][:, :40]})
+        PosedClip(**{**good, "frames": good["frames"][:, :40]})
     with pytest.raises(LongtakeError, match="none of the 1 clips has 25 frames"):
         encode_clips(Vae(VAE), [clip(0)], frames=25)
 

@@ -118,14 +118,16 @@ def picture(tmp_path) -> Path:
 def config(**changes: Any) -> GenerateConfig:
     path: dict[str, Any] = {"action": "w-8,wd-8", "intrinsics": "130"} | changes.pop("path", {})
     given: dict[str, Any] = {"model": "tiny", "prompt": "a red house", "path": PathConfig(**path)}
-    return GenerateConfig(**given | changes)
+    given |= changes
+    return GenerateConfig(**given)
 
 
 def run(out: Path, picture: Path | None = None, /, **options: Any) -> Run:
     own: dict[str, Any] = {"config": config()}
     if picture is not None:
         own["image"] = str(picture)
-    return generate(out=out, jobs=0, **own | {"report": False} | options)
+    given: dict[str, Any] = {**own, "report": False, **options}
+    return generate(out=out, jobs=0, **given)
 
 
 def command(*words: object) -> int:

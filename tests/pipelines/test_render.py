@@ -189,6 +189,7 @@ def test_plan_and_depth_pictures_lie_beside_a_clip(done, allowed):
     np.testing.assert_allclose(np.cross(right, ahead), up, atol=1e-9)
     np.testing.assert_allclose(up, allowed.up, atol=1e-9)
     picture = cv2.imread(str(folder / "plan.png"), cv2.IMREAD_UNCHANGED)
+    assert picture is not None
     height, width = picture.shape[:2]
     eye = read_clip(row).world_from_cam[:, :3, 3]  # metres: two to a unit
     a, b = ((eye - corner) @ axis / size for axis, size in ((right, facts["size"][0]), (ahead, facts["size"][1])))

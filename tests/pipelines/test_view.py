@@ -114,7 +114,7 @@ def test_a_capped_cloud_has_the_most_opaque() -> None:
     gaussians = Gaussians(
         means=rng.normal(size=(n, 3)).astype(np.float32),
         scales=rng.uniform(0.1, 1, (n, 3)).astype(np.float32),
-        quaternions=np.tile(np.float32([1, 0, 0, 0]), (n, 1)),
+        quaternions=np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1)),
         opacities=np.linspace(0, 1, n, dtype=np.float32),
         sh=rng.normal(size=(n, 4, 3)).astype(np.float32),
     )

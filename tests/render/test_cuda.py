@@ -32,10 +32,10 @@ def gsplat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def few() -> Gaussians:
     return Gaussians(
-        means=np.float32([[0, 0, 2], [0.1, 0, 2]]),
+        means=np.array([[0, 0, 2], [0.1, 0, 2]], np.float32),
         scales=np.full((2, 3), 0.1, np.float32),
-        quaternions=np.float32([[1, 0, 0, 0]] * 2),
-        opacities=np.float32([0.9, 0.9]),
+        quaternions=np.array([[1, 0, 0, 0]] * 2, np.float32),
+        opacities=np.array([0.9, 0.9], np.float32),
         sh=np.zeros((2, 1, 3), np.float32),
     )
 

@@ -56,7 +56,7 @@ def test_facts_are_in_the_poses_unit(allowed: Survey, path: CameraPath) -> None:
     plan = draw_plan(allowed, path)
     once, twice = plan.facts(), plan.facts(2.0)
     for name in ("corner", "size", "heights", "cameras"):
-        np.testing.assert_allclose(twice[name], 2 * np.asarray(once[name]), atol=2e-6)
+        np.testing.assert_allclose(np.asarray(twice[name]), 2 * np.asarray(once[name]), atol=2e-6)
     assert once["right"] == twice["right"]
     np.testing.assert_allclose(np.cross(plan.right, plan.ahead), plan.up, atol=1e-9)
 
