@@ -104,6 +104,7 @@ class VaeRecipe:
     size: float = 1e-3  # weight of the latents' mean square
     average: float = 0.995  # how much of the running average of the weights a step keeps
     half: bool = True  # products in bfloat16
+    encoder: bool = True  # train it too; without, latents keep their meaning for a network that knows them
     seed: int = 0
 
 
@@ -116,7 +117,10 @@ def train_vae(
     save_every: int = 200,
     log: Log = lambda step, loss: None,
 ) -> Vae:
-    """The autoencoder trained, its latents normalised to mean 0 and deviation 1; goes on where `checkpoint` stands."""
+    """The autoencoder trained; goes on where `checkpoint` stands.
+
+    With the encoder, latents are normalised to mean 0 and deviation 1 in the end.
+    """
     if recipe.frames % TIME != 1 or any(side % SPACE for side in recipe.crop):
         raise LongtakeError(f"frames {recipe.frames} are not {TIME} k + 1, or sides {recipe.crop} not in {SPACE}s")
 
@@ -132,7 +136,10 @@ def train_vae(
             back = torch.cat(list(vae.decoder([latents])), 2).float()
         return reconstruction_loss(back, video, recipe.edges) + recipe.size * mean.float().square().mean()
 
+    vae.encoder.requires_grad_(recipe.encoder)
     average = _train(vae, loss_of, recipe.steps, recipe.rate, recipe.average, checkpoint, save_every, log)
+    if not recipe.encoder:
+        return average
     with torch.inference_mode():
         latents = torch.cat(
             [average.encode(to_video(c.frames[: recipe.frames])[None]).transpose(0, 1).flatten(1) for c in clips[:64]],
@@ -349,7 +356,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": rate})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:  # a part that nothing uses
@@ -410,7 +417,7 @@ def _train(
         loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([w for w in net.parameters() if w.grad is not None], 1.0)
         optimizer.step()
         keep = min(average, (1 + step) / (10 + step))
         with torch.no_grad():
