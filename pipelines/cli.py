@@ -698,13 +698,13 @@ SHOWN = "clip_id source_uri status num_frames motion_class fov_x_median_deg trac
 
 
 @manifest.command
-def show(folder: Path, clip_id: str | None = None, /, *, json: Json = False) -> None:
+def show(folder: str, clip_id: str | None = None, /, *, json: Json = False) -> None:
     """List the clips of a manifest, or all that is known of one of them.
 
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
     clip_id
         One clip; the beginning of its id is enough.
     """
@@ -725,18 +725,20 @@ def show(folder: Path, clip_id: str | None = None, /, *, json: Json = False) -> 
 
 
 @manifest.command
-def validate(folder: Path, /, *, json: Json = False) -> int:
+def validate(folder: str, /, *, hashes: bool = False, json: Json = False) -> int:
     """Check every row and every file that the manifest names; exit code 1 where something is wrong.
 
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
+    hashes
+        Read every film that a row names, too, and compare its size and SHA-256 with the row.
     """
     from ..datasets.manifest import open_manifest
 
     found = open_manifest(folder)
-    problems = found.validate()
+    problems = found.validate(hashes=hashes)
     if json:
         _print_json({"clips": len(found), "problems": problems})
     else:
@@ -745,13 +747,13 @@ def validate(folder: Path, /, *, json: Json = False) -> int:
 
 
 @manifest.command
-def query(folder: Path, /, where: Where = None, *, columns: str | None = None, json: Json = False) -> None:
+def query(folder: str, /, where: Where = None, *, columns: str | None = None, json: Json = False) -> None:
     """Print the rows that meet a condition.
 
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
     columns
         Names, separated by commas; those of `show` without it.
     """
@@ -766,6 +768,10 @@ manifest.command(manifest_commands.import_collection, name="import")
 manifest.command(manifest_commands.filter)
 manifest.command(manifest_commands.stats)
 manifest.command(manifest_commands.card)
+manifest.command(manifest_commands.merge)
+manifest.command(manifest_commands.compact)
+manifest.command(manifest_commands.migrate)
+manifest.command(manifest_commands.gc)
 
 
 @stage.command

@@ -16,7 +16,7 @@ Where = Annotated[str | None, Parameter(help="Condition on rows, such as \"statu
 
 
 def export(
-    folder: Path,
+    folder: str,
     /,
     *,
     to: Literal["npz", "npy", "tum", "kitti", "colmap", "nerfstudio", "sana_wm", "vipe", "webdataset", "lerobot"],
@@ -30,7 +30,7 @@ def export(
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
     to
         Form of the files.
     out
@@ -158,7 +158,7 @@ def import_collection(
 
 
 def filter(
-    folder: Path,
+    folder: str,
     /,
     *,
     profile: str,
@@ -173,7 +173,7 @@ def filter(
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
     profile
         robust, sana_wm, a .toml file of rules, or none to take verdicts back.
     source
@@ -224,13 +224,13 @@ def filter(
     _show(facts, False)
 
 
-def stats(folder: Path, /, *, pictures: Path | None = None, json: Json = False) -> None:
+def stats(folder: str, /, *, pictures: Path | None = None, json: Json = False) -> None:
     """Count what a manifest holds, and draw histograms.
 
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
     pictures
         Folder for pictures (SVG): fields of view, path lengths, speeds, durations, and why clips are not ok.
     """
@@ -247,13 +247,13 @@ def stats(folder: Path, /, *, pictures: Path | None = None, json: Json = False) 
         print(printable(str(path)))
 
 
-def card(folder: Path, /, *, out: Path | None = None, name: str | None = None) -> None:
+def card(folder: str, /, *, out: Path | None = None, name: str | None = None) -> None:
     """Write a dataset card in Markdown: what the manifest holds, its licences counted, pictures and conventions.
 
     Parameters
     ----------
     folder
-        Folder of the manifest.
+        Folder of the manifest, or its address (s3://bucket/prefix).
     out
         The card; README.md in that folder without it. Its pictures go into the folder card beside it.
     name
@@ -262,7 +262,65 @@ def card(folder: Path, /, *, out: Path | None = None, name: str | None = None) -
     from ..datasets.card import write_card
     from ..datasets.manifest import open_manifest
 
-    print(printable(str(write_card(open_manifest(folder), out or folder / "README.md", name=name))))
+    if out is None and "://" in folder:
+        raise UsageError("a card of a manifest in an object store needs a place of its own: --out README.md")
+    out = out or Path(folder) / "README.md"
+    print(printable(str(write_card(open_manifest(folder), out, name=name))))
+
+
+def merge(folder: str, /, *others: str, json: Json = False) -> None:
+    """Take over the rows of other manifests; of a clip that several have, the newest row counts.
+
+    Parameters
+    ----------
+    folder
+        The manifest that gets the rows: a folder, or an address (s3://bucket/prefix).
+    others
+        Those that they come from, which stay as they are.
+    """
+    from ..datasets.manifest import create_manifest, open_manifest
+
+    if not others:
+        raise UsageError("name the manifests to take rows from, after the one that gets them")
+    sources = [open_manifest(other) for other in others]
+    _show(asdict(create_manifest(folder).merge(*sources)), json)
+
+
+def compact(folder: str, /) -> None:
+    """Join the small parts that runs left into larger ones; every run does so at its end."""
+    _rewritten(folder, "compact")
+
+
+def migrate(folder: str, /) -> None:
+    """Give the parts that an older longtake wrote the columns of this one; columns that it does not know survive."""
+    _rewritten(folder, "migrate")
+
+
+def _rewritten(folder: str, how: Literal["compact", "migrate"]) -> None:
+    from ..datasets.manifest import open_manifest
+
+    manifest = open_manifest(folder)
+    before = manifest.snapshot()
+    after = manifest.compact() if how == "compact" else manifest.migrate()
+    print(f"{after.rows} clips, {len(before.parts)} parts before, {len(after.parts)} now")
+
+
+def gc(folder: str, /, *, min_age_s: float = 3600.0) -> None:
+    """Remove what no snapshot lists: replaced parts, and what killed writers left.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest, or its address (s3://bucket/prefix).
+    min_age_s
+        Keep what is younger than this: a writer may be about to publish it, a reader about to read.
+    """
+    from ..datasets.manifest import open_manifest
+
+    removed = open_manifest(folder).gc(min_age_s)
+    for name in removed:
+        print(printable(name))
+    print(f"{len(removed)} files removed")
 
 
 # ---- reading options and printing: `cli.py` has the latter, and imports this module ----------------------------------

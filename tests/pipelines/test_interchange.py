@@ -96,3 +96,27 @@ def test_poses_for_another_film(collection, tmp_path):
     found = import_collection(collection, tmp_path / "out", config)
     assert found.reasons["other_frame_count"] == 1
     assert f"5 poses for the {COUNT} frames" in found.first_errors["other_frame_count"]
+
+
+def test_manifests_are_merged_and_kept_tidy(collection, tmp_path, capsys):
+    stated = ["--pose", "c2w", "--convention", "opencv", "--scale", "metric", "--license", "CC0-1.0", "--media", "copy"]
+    first, both = tmp_path / "first", tmp_path / "both"
+    run("manifest", "import", collection, "--out", first, "--format", "npy", *stated,
+        "--media-folder", tmp_path / "films", "--json")  # fmt: skip
+    capsys.readouterr()
+    assert run("manifest", "merge", both, first, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"added": 2, "replaced": 0, "left": 0}
+    assert run("manifest", "merge", both, first, "--json") == 0, "nothing is newer"
+    assert json.loads(capsys.readouterr().out) == {"added": 0, "replaced": 0, "left": 2}
+    assert open_manifest(both).ids() == open_manifest(first).ids()
+    assert run("manifest", "validate", both, "--hashes") == 0
+    capsys.readouterr()
+    (both / "_staging" / "part-0.parquet.staged").write_bytes(b"of a killed writer")
+    for words, said in (
+        (["compact"], "2 clips, 1 parts before, 1 now"),
+        (["migrate"], "2 clips, 1 parts before, 1 now"),
+        (["gc", "--min-age-s", "0"], "part-0.parquet.staged"),
+    ):
+        assert run("manifest", words[0], both, *words[1:]) == 0
+        assert said in capsys.readouterr().out
+    assert not list((both / "_staging").iterdir()) and len(open_manifest(both)) == 2
