@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH = 360
-_LINE_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 140, 42, 10, 8, 20
+_LINE_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 140, 42, 15, 8, 20
 _VIEW_HEIGHT, _GROUND_HEIGHT, _VIEW_MARGIN = 260, 320, 26
 _MAX_POINTS = 320  # of one line; longer ones keep the extremes of each bucket
 
