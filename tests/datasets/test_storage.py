@@ -148,7 +148,8 @@ def test_two_writers_both_land(bucket):
         process.stdin.write("go\n")  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
     for process in writers:
-        assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
     manifest = open_manifest(bucket)
     stems = sorted(Path(r["source_uri"]).stem for r in manifest.rows(["source_uri"]))
     assert stems == sorted([f"{name}{i}" for name in "xy" for i in range(5)] + ["shared"])
