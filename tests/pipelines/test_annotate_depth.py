@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -38,6 +38,7 @@ from longtake.pipelines import annotate as pipeline
 from longtake.pipelines import cli
 from longtake.pipelines.annotate import AnnotateConfig, Config, annotate
 from longtake.pipelines.config import MissingPart, UsageError, resolve
+from longtake.pipelines.stages import temporary_name
 from longtake.records import Shot, VideoInfo
 
 from ..model.test_moge2 import TINY as TINY_BACKBONE
@@ -435,12 +436,13 @@ def test_given_files_that_do_not_fit_fail_their_clip(tmp_path, tracker):
 def test_files_that_killed_processes_left_are_swept(tmp_path, tracker):
     video = write_video(tmp_path / "v.mp4")
     annotated(video, out=tmp_path / "m")
-    old, new = (tmp_path / "m" / "artifacts" / f".tmp-depth-{name}.zip" for name in "ab")
-    old.touch()
-    new.touch()
-    os.utime(old, (0, 0))
+    script = "from longtake.pipelines.stages import temporary_name as name; print(name('depth', '.zip'))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    left, ours = (tmp_path / "m" / "artifacts" / name for name in (ended, temporary_name("depth", ".zip")))
+    left.touch()
+    ours.touch()
     annotated(video, out=tmp_path / "m")
-    assert not old.exists() and new.exists()
+    assert not left.exists() and ours.exists()
 
 
 def test_given_files_in_a_worker_process(tmp_path, longtake):

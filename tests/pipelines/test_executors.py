@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -30,7 +29,6 @@ def ray_cluster(tmp_path_factory):
         pytest.skip("Ray is not installed")
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(toy.__file__).parent))  # where Ray's workers find the toy stages
-    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is put into the home folder
     own = make_executor("ray", tmp_path_factory.mktemp("own"), jobs=2)
     yield own
     own.close()
