@@ -306,7 +306,7 @@ class Remote:
         try:
             import obstore  # noqa: F401
         except ImportError as error:
-            raise LongtakeError(f"{url}: object stores need the package obstore: pip install longtake[cloud]") from error
+            raise LongtakeError(f"{url}: object stores need obstore: pip install longtake[cloud]") from error
         self._client: tuple[int, Any, FileSystem] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
