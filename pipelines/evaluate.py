@@ -9,8 +9,8 @@ A frame that cannot be posed counts as if the camera had stayed where it was las
 one that stands still: both are counted, nothing is left out of a mean.
 
 Source of the measures: SANA-WM-Bench (arXiv 2605.15178): RotErr, TransErr, CamMC. It tracks with Pi3, on every fourth
-frame, and aligns with a whole similarity; `aligned` has the same with ours, on every frame. On a straight path nothing
-says how such an alignment should turn about it, which is why the figures without it come first.
+frame, and aligns with a whole similarity before; `aligned_trans` is its distance, by our track of every frame. Angles
+after such an alignment are left out: on a straight path nothing but noise says how it turns about the path.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .config import UsageError
 from .run import given_file
 
 ORIGINS = ("generated", "rendered")  # rows whose camera was there before the video
-LEAST_SIDE = 384  # px that smaller videos are enlarged to where not all of their frames can be posed as they are
+LEAST_SIDE = 256  # px that smaller videos are enlarged to: the tracker's features have a size of their own
 SAME_FOCAL = 1e-3  # relative range of focal lengths that are one
 STANDS_STILL = 1e-6  # of turns and moves asked for, below which there is nothing to be better at
 
@@ -237,23 +237,25 @@ def score_clip(wanted: Wanted) -> Scored | Rejected:
 def _track(info: VideoInfo, wanted: Wanted, stop: int) -> tuple[NDArray[np.float64] | None, str, str]:
     """Poses [F, 4, 4] as the video shows them (nan where not), whether the focal length was given, and why none.
 
-    Where frames of a small video cannot be posed, it is tracked once more enlarged: fine detail asks for that, soft
-    pictures for the contrary. What poses more frames counts.
+    A small video is tracked enlarged, and where not all of its frames can be posed so, as it is; what poses more frames
+    counts.
     """
     k = wanted.intrinsics
     if k is not None and np.ptp(k[:, :2], axis=0).max() > SAME_FOCAL * k[:, :2].min():
         k = None  # a zoom: the focal lengths are not given
-    found, reason = _posed(info, wanted.start, stop, None if k is None else tuple(k[0]))
     times = math.ceil(LEAST_SIDE / min(info.width, info.height))
-    if times > 1 and (found is None or not np.isfinite(found).all()):
+    found, reason = None, ""
+    if times > 1:
         larger = None if k is None else tuple((k[0] + [0, 0, 0.5, 0.5]) * times - [0, 0, 0.5, 0.5])
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "enlarged.mp4"
             size = (times * info.width, times * info.height)
             enlarged = (cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in _all(info, wanted.start, stop))
             encode_rgb(file, (np.asarray(x, np.uint8) for x in enlarged), info.fps, crf=10)
-            second, why = _posed(probe(file), 0, stop - wanted.start, larger)
-        if _count(second) > _count(found):
+            found, reason = _posed(probe(file), 0, stop - wanted.start, larger)
+    if _count(found) < stop - wanted.start:
+        second, why = _posed(info, wanted.start, stop, None if k is None else tuple(k[0]))
+        if times == 1 or _count(second) > _count(found):
             found, reason = second, why
     return found, "estimated" if k is None else "given", reason
 
@@ -348,11 +350,11 @@ def _row(clip: Scored) -> dict[str, Any]:
 
 def _figures(of: Mapping[str, Errors]) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for prefix, found, still in (("", "errors", "static"), ("aligned_", "aligned", "aligned_static")):
-        for name, value in asdict(of[found]).items():
-            base = asdict(of[still])[name]
-            out |= {f"{prefix}{name}": value, f"{prefix}{name}_static": base}
-            out[f"{prefix}{name}_x"] = base / value if base > STANDS_STILL and value > 0 else None
+    both = [(name, asdict(of["errors"])[name], asdict(of["static"])[name]) for name in ("rot_deg", "trans", "cam_mc")]
+    both.append(("aligned_trans", of["aligned"].trans, of["aligned_static"].trans))
+    for name, value, base in both:
+        out |= {name: value, f"{name}_static": base}
+        out[f"{name}_x"] = base / value if base > STANDS_STILL and value > 0 else None
     return out
 
 

@@ -52,6 +52,11 @@ def cameras(state: NDArray) -> NDArray[np.float64]:
     return look_at(state[:, :3], state[:, :3] + ahead)
 
 
+def first_picture(seed: int, width: int, height: int) -> NDArray[np.uint8]:
+    """[H, W, 3] that nano can begin from: where `random_path` of the seed begins, seen with `intrinsics`."""
+    return filmed(painted_room(), random_path(seed, 1), intrinsics(width, height)[None], width, height)[0]
+
+
 def painted_room() -> Room:
     """The room with other paint: flat colours and large patches, which so small an autoencoder can keep."""
     room, rng = Room(ROOM), np.random.default_rng([ROOM, 5])

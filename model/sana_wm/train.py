@@ -93,7 +93,7 @@ def read_clips(folder: Path) -> list[PosedClip]:
 class VaeRecipe:
     """How the autoencoder is trained: absolute differences of pixels and of their slopes, on latents with noise."""
 
-    steps: int = 2000
+    steps: int = 4000
     batch: int = 1
     frames: int = 17
     crop: tuple[int, int] = (128, 224)  # rows and columns that a step sees: from small parts it learns their edges
@@ -228,13 +228,13 @@ def encode_clips(
 class NetRecipe:
     """How the network is trained: the squared error of the flow's velocity in all frames but the given one."""
 
-    steps: int = 2200
+    steps: int = 2600
     batch: int = 8
     rate: float = 0.02
     noisier: float = 1.0  # times are logistic of a normal number with this mean and deviation 1; 1 is noise alone
     own_times: float = 0.25  # share of clips in which every frame has a time of its own
     no_text: float = 0.1  # share of clips trained with the empty prompt
-    average: float = 0.999
+    average: float = 0.99
     seed: int = 0
 
 
