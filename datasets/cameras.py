@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadMedia, LongtakeError
-from ..geometry import angle_between_deg, invert_pose, nearest_rotation, pose
+from ..geometry import angle_between_deg, invert_pose, nearest_rotation
 from ..records import check_shape
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes x right, y up, z backward
@@ -262,13 +262,6 @@ def to_pixels(cameras: Cameras, size: tuple[int, int]) -> Cameras:
         return cameras
     scale = np.array([size[0], size[1], size[0], size[1]], np.float64)
     return replace(cameras, intrinsics=cameras.intrinsics * scale - CORNER, normalized=False, size=size)
-
-
-def pose_rows(rotation: NDArray[np.float64], translation: NDArray[np.float64], where: str) -> NDArray[np.float64]:
-    """[T, 4, 4] of rotations [T, 3, 3] and translations [T, 3]."""
-    if rotation.shape[0] != translation.shape[0] or translation.shape[1:] != (3,):
-        raise BadMedia("broken_cameras", f"{where}: {len(rotation)} rotations, and translations {translation.shape}.")
-    return pose(rotation, translation)
 
 
 def unit_quaternions(q: NDArray[np.float64], where: str) -> NDArray[np.float64]:

@@ -150,8 +150,6 @@ def _rules(found: Any, where: str) -> tuple[Rule, ...]:
 
 _FOLDER = Path(__file__).parent / "profiles"
 PROFILES = tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
-ROBUST = load_profile(_FOLDER / "robust.toml").rules
-SANA_WM_SOURCES = load_profile(_FOLDER / "sana_wm.toml").sources
 
 
 @functools.cache

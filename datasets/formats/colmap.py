@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,15 @@ SAMPLED = 4000  # observations that the direction of the poses is judged by
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Model:
-    cameras: dict[int, tuple[str, int, int, list[float]]]
-    names: list[str]
-    camera_ids: list[int]
-    quaternions: list[list[float]]
-    translations: list[list[float]]
-    seen: list[tuple[int, float, float, int]]  # picture, x, y, point
-    points: dict[int, tuple[float, float, float]]
+    """Filled as its files are read."""
+
+    cameras: dict[int, tuple[str, int, int, list[float]]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    camera_ids: list[int] = field(default_factory=list)
+    quaternions: list[list[float]] = field(default_factory=list)
+    translations: list[list[float]] = field(default_factory=list)
+    seen: list[tuple[int, float, float, int]] = field(default_factory=list)  # picture, x, y, point
+    points: dict[int, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def write(samples: Iterable[tuple[Clip, Mapping[str, Any]]], out: Output) -> dict[str, str]:
@@ -185,41 +187,32 @@ def _check_points(folder: Path, cam_from_world: NDArray, intrinsics: NDArray, mo
 
 
 def _text(folder: Path) -> _Model:
-    cameras, names, camera_ids, quaternions, translations, seen = {}, [], [], [], [], []
-    points = {}
+    model = _Model()
     try:
         for words in _lines(folder / "cameras.txt"):
-            cameras[int(words[0])] = (words[1], int(words[2]), int(words[3]), [float(w) for w in words[4:]])
+            model.cameras[int(words[0])] = (words[1], int(words[2]), int(words[3]), [float(w) for w in words[4:]])
         rows = iter(read_text(folder / "images.txt").splitlines())
         for line in rows:
             if not line.strip() or line.startswith("#"):
                 continue
             words = line.split(maxsplit=9)
-            quaternions.append([float(w) for w in words[1:5]])
-            translations.append([float(w) for w in words[5:8]])
-            camera_ids.append(int(words[8]))
-            names.append(words[9].strip())
+            model.quaternions.append([float(w) for w in words[1:5]])
+            model.translations.append([float(w) for w in words[5:8]])
+            model.camera_ids.append(int(words[8]))
+            model.names.append(words[9].strip())
             found = next(rows, "").split()
-            seen += [
-                (len(names) - 1, float(x), float(y), int(p))
+            model.seen.extend(
+                (len(model.names) - 1, float(x), float(y), int(p))
                 for x, y, p in zip(found[::3], found[1::3], found[2::3], strict=True)
                 if p != "-1"
-            ]
+            )
         if (folder / "points3D.txt").is_file():
             for words in _lines(folder / "points3D.txt"):
                 x, y, z = map(float, words[1:4])
-                points[int(words[0])] = (x, y, z)
+                model.points[int(words[0])] = (x, y, z)
     except (ValueError, IndexError, OverflowError) as error:
         raise BadMedia("broken_cameras", f"{folder}: the model's text cannot be read: {error}.") from error
-    return _Model(
-        cameras=cameras,
-        names=names,
-        camera_ids=camera_ids,
-        quaternions=quaternions,
-        translations=translations,
-        seen=seen,
-        points=points,
-    )
+    return model
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
@@ -261,39 +254,30 @@ class _Bytes:
 
 
 def _binary(folder: Path) -> _Model:
-    cameras, names, camera_ids, quaternions, translations, seen = {}, [], [], [], [], []
-    points = {}
+    model = _Model()
     file = _Bytes(folder / "cameras.bin")
     for _ in range(file.count(24)):
-        camera, model, width, height = file.take("iiQQ")
-        if model not in MODEL_IDS:
-            raise BadMedia("distorted_lens", f"{folder}: camera model {model} has more than two radial terms.")
-        parameters = file.take(f"{MODELS[MODEL_IDS[model]][0]}d")
-        cameras[camera] = (MODEL_IDS[model], width, height, list(parameters))
+        camera, kind, width, height = file.take("iiQQ")
+        if kind not in MODEL_IDS:
+            raise BadMedia("distorted_lens", f"{folder}: camera model {kind} has more than two radial terms.")
+        parameters = file.take(f"{MODELS[MODEL_IDS[kind]][0]}d")
+        model.cameras[camera] = (MODEL_IDS[kind], width, height, list(parameters))
     file = _Bytes(folder / "images.bin")
     for _ in range(file.count(64, MAX_FRAMES)):
         _, *numbers, camera = file.take("i7di")
-        quaternions.append(numbers[:4])
-        translations.append(numbers[4:])
-        camera_ids.append(camera)
-        names.append(file.name())
+        model.quaternions.append(numbers[:4])
+        model.translations.append(numbers[4:])
+        model.camera_ids.append(camera)
+        model.names.append(file.name())
         for _ in range(n := file.count(24)):
             x, y, point = file.take("ddq")
-            if point >= 0 and (n < 64 or len(seen) < 50 * SAMPLED):
-                seen.append((len(names) - 1, x, y, point))
+            if point >= 0 and (n < 64 or len(model.seen) < 50 * SAMPLED):
+                model.seen.append((len(model.names) - 1, x, y, point))
     if (folder / "points3D.bin").is_file():
         file = _Bytes(folder / "points3D.bin")
         for _ in range(file.count(43)):
             point, x, y, z, *_ = file.take("QdddBBBd")
-            points[point] = (x, y, z)
+            model.points[point] = (x, y, z)
             length = file.count(8)
             file.take(f"{8 * length}x")
-    return _Model(
-        cameras=cameras,
-        names=names,
-        camera_ids=camera_ids,
-        quaternions=quaternions,
-        translations=translations,
-        seen=seen,
-        points=points,
-    )
+    return model

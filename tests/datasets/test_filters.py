@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from longtake.datasets import filters
 from longtake.datasets.filters import (
     PROFILES,
-    ROBUST,
-    SANA_WM_SOURCES,
     Summary,
     camera_values,
     judge,
     judged,
+    load_profile,
     row_values,
     rules,
     summarize,
@@ -23,6 +24,7 @@ from longtake.datasets.filters import (
 from longtake.datasets.schema import SCHEMA
 from longtake.records import LongtakeError
 
+SOURCES = load_profile(Path(filters.__file__).with_name("profiles") / "sana_wm.toml").sources
 GOOD = {
     "fov_x_min_deg": 60.0,
     "fov_x_max_deg": 60.0,
@@ -40,7 +42,7 @@ def focal_of(fov_deg: float, size: int) -> float:
     return size / (2 * math.tan(math.radians(fov_deg) / 2))
 
 
-@pytest.mark.parametrize("source", SANA_WM_SOURCES)
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("fov, passed", [(24.9, False), (25.0, True), (120.0, True), (120.1, False)])
 @pytest.mark.parametrize("axis", ["x", "y"])
 @pytest.mark.parametrize("stored", [np.float64, np.float32])
@@ -107,7 +109,7 @@ def test_visual_filters_as_in_the_paper(source, metric, low, high):
         assert judge("sana_wm", source, GOOD | {metric: bound + off}).reasons == (f"{metric}_{word}",)
 
 
-@pytest.mark.parametrize("source", SANA_WM_SOURCES)
+@pytest.mark.parametrize("source", SOURCES)
 def test_no_rule_beyond_the_papers(source):
     camera = {"fov_x_min_deg", "fov_x_max_deg", "fov_y_min_deg", "fov_y_max_deg", "focal_anisotropy", "scale_std_ratio"}
     assert {r.metric for r in rules("sana_wm", source)} == camera | {m for s, m, *_ in TABLE if s == source}
@@ -133,9 +135,9 @@ def test_what_could_have_been_measured_and_was_not_fails(missing):
 
 def test_every_rule_reads_a_column():
     words = {"is_static", "focal_undetermined"}  # said in words by motion_class and focal_status
-    for source in SANA_WM_SOURCES:
+    for source in SOURCES:
         assert {r.metric for r in rules("sana_wm", source)} <= set(SCHEMA.names)
-    assert {r.metric for r in ROBUST} - words <= set(SCHEMA.names)
+    assert {r.metric for r in rules("robust")} - words <= set(SCHEMA.names)
 
 
 def good_row(make_row, **changes):
