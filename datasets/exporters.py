@@ -73,7 +73,7 @@ def export(
     if to not in WRITERS:
         raise LongtakeError(f"There is no export format {to!r}. Choose one of: {', '.join(WRITERS)}.")
     folder, form, place = Path(out), WRITERS[to], _place(manifest)
-    target = Output(folder=folder, manifest=manifest.folder if media != "none" else None, media=media)
+    target = Output(folder=folder, files=manifest.files if media != "none" else None, media=media)
     _claim(folder, to, place)
     snapshot = manifest.snapshot().number
     counts: Counter[str] = Counter()

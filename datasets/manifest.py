@@ -35,9 +35,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..records import LongtakeError
+from ..errors import BadMedia, LongtakeError
+from .row_files import RowFiles
 from .schema import SCHEMA, SCHEMA_ID, principal_point_outside, row_problem, to_table
-from .storage import Local, Storage, absolute, has_secret, open_storage, resolve
+from .storage import Local, Storage, absolute, has_secret, open_storage
 from .storage import check_writable as check_writable
 from .where import parse_where
 
@@ -150,14 +151,17 @@ def _hashes(clip_ids: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, "<u8")
 
 
-def open_manifest(path: str | os.PathLike[str]) -> Manifest:
+def open_manifest(path: str | os.PathLike[str], *, files_in: Iterable[str | os.PathLike[str]] = ()) -> Manifest:
     """The manifest in this folder, or at this address in an object store (`s3://bucket/prefix`).
+
+    Args:
+        files_in: folders and addresses besides the manifest's own, whose files its rows may name: see `row_files`.
 
     Raises:
         LongtakeError: there is none, it was written by a later major version, or it cannot be reached.
     """
-    storage = open_storage(path)
-    manifest = Manifest(path)
+    manifest = Manifest(path, files_in)
+    storage = manifest.storage
     with storage.told():
         found = manifest._list_snapshots()
     if not found and isinstance(storage, Local) and not (storage.folder / "_snapshots").is_dir():
@@ -178,8 +182,6 @@ def create_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     manifest = Manifest(path)
     storage = manifest.storage
-    if isinstance(storage, Local):
-        check_writable(storage.folder)  # before anything is made there
     with storage.told():
         numbers = manifest._list_snapshots()
         foreign = [e.name for e in storage.list("") if e.name.endswith(".parquet")] if not numbers else []
@@ -198,8 +200,9 @@ def create_manifest(path: str | os.PathLike[str]) -> Manifest:
 class Manifest:
     """Reads and commits rows; `open_manifest` and `create_manifest` make one."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], files_in: Iterable[str | os.PathLike[str]] = ()) -> None:
         self.storage: Storage = open_storage(path)
+        self.files = RowFiles(self.storage, files_in)  # those that rows name
         self.read_pictures: ReadPictures | None = None  # how films are decoded, for training
         self._newest: Snapshot | None = None
         self._indexes: dict[str, _Index] = {}  # by part; parts never change
@@ -591,9 +594,11 @@ class Manifest:
 
     def _file_problem(self, uri: str, row: Mapping[str, Any] | None) -> str | None:
         """What is wrong with a file that a row names; with `row` also whether its content is what the row says."""
-        if (place := resolve(self.storage, uri)) is None:
-            return None
-        storage, name = place
+        try:
+            place = self.files.place(uri, "")
+        except BadMedia as error:
+            return None if "://" in uri else f"is never read: {error}"
+        storage, name = (Local(Path("/")), str(place)) if isinstance(place, Path) else place
         if not storage.exists(name):
             return "does not exist"
         if row is None or row["sha256"] is None or row["image_uris"] is not None:

@@ -59,8 +59,8 @@ class Clip:
 
 
 CLIP_COLUMNS = (
-    "clip_id status uri width height frame_start num_frames image_uris start_s fps_num fps_den pts_s c2w pose_valid "
-    "intrinsics distortion"
+    "clip_id status uri sha256 bytes width height frame_start num_frames image_uris start_s fps_num fps_den pts_s c2w "
+    "pose_valid intrinsics distortion"
 ).split()
 
 

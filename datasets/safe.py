@@ -69,26 +69,34 @@ def confined(base: Path, name: str) -> Path:
     Raises:
         BadMedia: unsafe_path, where the name is absolute, has a scheme or a `..`, or leads outside through a link.
     """
+    place = followed(base, name)
+    if not place.is_relative_to(base.resolve()):
+        raise _unsafe(base, name, "leads out of the folder through a link")
+    return place
 
-    def refuse(what: str) -> BadMedia:
-        return BadMedia(
-            "unsafe_path", f"{base}: the name {name[:200]!r} {what}. Only files below that folder are read or written."
-        )
 
+def followed(base: Path, name: str) -> Path:
+    """The place that a relative name means, links followed wherever they lead.
+
+    Raises:
+        BadMedia: unsafe_path, where the name is absolute, has a scheme or a `..`.
+    """
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadMedia("unsafe_path", f"{base}: {str(name)[:80]!r} is no file's name.")
     if _SCHEME.match(name) or "\\" in name:
-        raise refuse("is no relative path")
+        raise _unsafe(base, name, "is no relative path")
     if name.startswith(("/", "~")) or ".." in name.split("/"):
-        raise refuse("leads out of the folder")
-    root = base.resolve()
+        raise _unsafe(base, name, "leads out of the folder")
     try:
-        place = (root / name).resolve()
+        return (base.resolve() / name).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
-        raise refuse(f"cannot be followed ({error})") from error
-    if place != root and root not in place.parents:
-        raise refuse("leads out of the folder through a link")
-    return place
+        raise _unsafe(base, name, f"cannot be followed ({error})") from error
+
+
+def _unsafe(base: Path, name: str, what: str) -> BadMedia:
+    return BadMedia(
+        "unsafe_path", f"{base}: the name {name[:200]!r} {what}. Only files below that folder are read or written."
+    )
 
 
 def below(base: Path, place: Path) -> str | None:

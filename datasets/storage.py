@@ -129,19 +129,6 @@ def has_secret(uri: str) -> bool:
     return _SECRET.search(uri) is not None
 
 
-def resolve(base: Storage, uri: str) -> tuple[Storage, str] | None:
-    """The place and the name that a row's `uri` means; None for one that is not looked at, such as https."""
-    if "://" not in uri:
-        if isinstance(base, Local):
-            return base, uri  # an absolute path stays what it is
-        return (base, uri) if not uri.startswith("/") else (Local(Path("/")), uri)
-    scheme, _, rest = uri.partition("://")
-    if scheme == "file":
-        return Local(Path("/")), "/" + rest.lstrip("/")
-    bucket, _, name = rest.partition("/")
-    return (Remote(f"{scheme}://{bucket}"), name) if scheme in SCHEMES else None
-
-
 def absolute(base: Storage, uri: str) -> str:
     """A row's `uri` as it reads from anywhere."""
     if "://" in uri or uri.startswith("/"):

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ..geometry import invert_pose
 from ..records import LongtakeError
 from .readers import CLIP_COLUMNS, PICTURE_COLUMNS, Selection, frame_times_s, read_clip
-from .storage import Local, resolve
+from .storage import Local, Storage
 
 SLACK_S = 1e-6  # rounding of times
 PLAN_COLUMNS = "clip_id num_frames pose_valid start_s fps_num fps_den pts_s".split()
@@ -269,26 +269,23 @@ class TrainingClips(Dataset[dict[str, Any]]):
         with tempfile.TemporaryDirectory() as scratch:  # used for what lies in an object store
             files = row["image_uris"] if row["image_uris"] is not None else [row["uri"]]
             wanted = [files[i] for i in indices] if row["image_uris"] is not None else files
-            local = {uri: self._local(uri, row["clip_id"], scratch) for uri in wanted}
+            places = self.manifest.files.find(row, "uri" if row["image_uris"] is None else "image_uris", wanted)
+            local = {uri: _local(*place, scratch) for uri, place in zip(wanted, places, strict=True)}
             if row["image_uris"] is not None:
                 row = {**row, "image_uris": [local.get(uri, uri) for uri in files]}
             path = local.get(row["uri"], "")
             return read(path, row, times_s, indices, crop=crop, size=self.window.size)  # pyright: ignore
 
-    def _local(self, uri: str, clip_id: str, scratch: str) -> str:
-        """A file of this machine with what a row's address names."""
-        if (place := resolve(self.manifest.storage, uri)) is None:
-            raise LongtakeError(
-                f"Clip {clip_id}: {uri} lies neither in a folder nor in an object store: copy it to one."
-            )
-        storage, name = place
-        if isinstance(storage, Local):
-            return storage.path(name)
-        target = Path(scratch) / f"{len(os.listdir(scratch))}{Path(name).suffix}"
-        with storage.open(name) as source, open(target, "wb") as copy:
-            while data := source.read(1 << 22):
-                copy.write(data)
-        return str(target)
+
+def _local(storage: Storage, name: str, scratch: str) -> str:
+    """A file of this machine with what lies there."""
+    if isinstance(storage, Local):
+        return storage.path(name)
+    target = Path(scratch) / f"{len(os.listdir(scratch))}{Path(name).suffix}"
+    with storage.open(name) as source, open(target, "wb") as copy:
+        while data := source.read(1 << 22):
+            copy.write(data)
+    return str(target)
 
 
 class TrainingStream(IterableDataset[dict[str, Any]]):

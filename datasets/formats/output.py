@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ...errors import LongtakeError
-from ..safe import confined
+from ..row_files import RowFiles, path_of
 
 Media = Literal["none", "link", "copy"]
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts")
@@ -24,7 +24,7 @@ class Output:
     """An export's folder, and what becomes of the clips' videos."""
 
     folder: Path
-    manifest: Path | None  # folder that relative URIs begin at; None where no media are wanted
+    files: RowFiles | None  # of the manifest; None where no media are wanted
     media: Media
 
     def text(self, name: str, text: str) -> None:
@@ -46,9 +46,10 @@ class Output:
 
     def video(self, row: Mapping[str, Any]) -> Path | None:
         """The clip's video file; None where none is wanted, or the clip's frames are images."""
-        if self.manifest is None or row["uri"] is None or row["image_uris"] is not None:
+        if self.files is None or row["uri"] is None or row["image_uris"] is not None:
             return None
-        place = locate(self.manifest, row["uri"])  # a manifest of others might name any file: films alone are taken
+        (found,) = self.files.find(row)
+        place = path_of(found)
         return place if place.suffix.lower() in FILMS else None
 
     def put(self, source: Path, name: str) -> None:
@@ -73,15 +74,6 @@ class Draft:
             os.replace(self.part, self.path)
         else:
             self.part.unlink(missing_ok=True)
-
-
-def locate(manifest: Path, uri: str) -> Path:
-    """The file of a manifest's URI: absolute as the machine's own runs write it, else below the manifest's folder.
-
-    Raises:
-        BadMedia: a relative one leads out of the folder, or it has a scheme.
-    """
-    return Path(uri) if os.path.isabs(uri) else confined(manifest, uri)
 
 
 def put_file(source: Path, target: Path, how: str) -> None:

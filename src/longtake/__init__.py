@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .datasets.manifest import Manifest
     from .pipelines.annotate import annotate as annotate
     from .pipelines.ledger import Run
@@ -25,8 +27,12 @@ else:
 __all__ = ["annotate", "open_manifest"]
 
 
-def open_manifest(path: str | os.PathLike[str]) -> Manifest:
+def open_manifest(path: str | os.PathLike[str], *, files_in: Iterable[str | os.PathLike[str]] = ()) -> Manifest:
     """The manifest in this folder or at this address (`s3://bucket/prefix`), to read and to train on.
+
+    Args:
+        files_in: folders and addresses besides the manifest's own, whose files its rows may name. Without them, of
+            files elsewhere those are read that a row was made from, by their SHA-256.
 
     Raises:
         LongtakeError: there is none, or it cannot be read.
@@ -34,7 +40,7 @@ def open_manifest(path: str | os.PathLike[str]) -> Manifest:
     from .datasets.manifest import open_manifest
     from .pipelines.frames import read_pictures
 
-    manifest = open_manifest(path)
+    manifest = open_manifest(path, files_in=files_in)
     manifest.read_pictures = read_pictures
     return manifest
 

@@ -373,13 +373,15 @@ def test_validate_finds_what_is_wrong(folder, make_row, tmp_path):
         path.write_bytes(original)
         return found
 
-    video = tmp_path / "a.mp4"
-    video.write_bytes(b"x")
     manifest = create_manifest(folder)
-    row = make_row("a.mp4") | {"uri": "../a.mp4"}  # relative to the manifest
+    for video in (folder / "a.mp4", tmp_path / "a.mp4"):
+        video.write_bytes(b"x")
+    row = make_row("a.mp4") | {"uri": "a.mp4"}  # relative to the manifest
     manifest.append([row])
     original = manifest.paths()[0].read_bytes()
     assert manifest.validate() == []
+    assert edited(uri=str(tmp_path / "a.mp4")) == []
+    assert "uri ../a.mp4 is never read" in edited(uri="../a.mp4")[0]
     centre = np.tile(np.array([500, 500, 1300, 240], np.float32), 20)
     assert "principal point [1300.  240.] lies outside the 640 x 480 picture" in edited(intrinsics=centre)[0]
     assert "neither poses" in edited(c2w=None)[0]

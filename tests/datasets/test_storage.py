@@ -16,8 +16,9 @@ import pytest
 
 from longtake.datasets import storage
 from longtake.datasets.manifest import Manifest, create_manifest, open_manifest
-from longtake.datasets.storage import Local, Remote, absolute, has_secret, open_storage, resolve
-from longtake.records import LongtakeError
+from longtake.datasets.row_files import RowFiles
+from longtake.datasets.storage import Local, Remote, absolute, has_secret, open_storage
+from longtake.records import BadMedia, LongtakeError
 
 SECRET = "not-to-be-written-down"
 SERVER = """
@@ -108,6 +109,22 @@ def test_files_beside_it_are_found_and_checked(bucket, make_row):
     assert manifest.validate(hashes=True) == []
     open_storage(bucket).replace("clips/a.mp4", film[::-1])
     assert ["has SHA-256" in problem for problem in manifest.validate(hashes=True)] == [True, True]
+
+
+def test_only_its_own_address_is_read(bucket, make_row, tmp_path):
+    manifest = create_manifest(bucket)
+    (row,) = [make_row("a.mp4") | {"uri": "clips/a.mp4"}]
+    other = f"{bucket.rpartition('/')[0]}/other"
+    assert [place.url for place, _ in manifest.files.find(row)] == [bucket]
+    assert manifest.files.find(row | {"uri": f"{bucket}/clips/a.mp4"}) == manifest.files.find(row)
+    for uri in (f"{other}/a.mp4", f"{bucket}-2/a.mp4", f"{bucket}/../other/a.mp4", "../other/a.mp4", "s3://else/a.mp4"):
+        with pytest.raises(BadMedia, match="files are read below"):
+            manifest.files.find(row | {"uri": uri})
+    (tmp_path / "a.mp4").write_bytes(b"not what the row was made from")
+    with pytest.raises(BadMedia, match="lies outside"):
+        manifest.files.find(row | {"uri": str(tmp_path / "a.mp4")})
+    ((place, name),) = open_manifest(bucket, files_in=[other]).files.find(row | {"uri": f"{other}/a.mp4"})
+    assert (place.url, name) == (other, "a.mp4")
 
 
 def test_merge_from_a_folder_and_from_a_bucket(bucket, make_row, tmp_path):
@@ -267,11 +284,9 @@ def test_secrets_in_addresses(uri, secret):
 def test_what_addresses_mean(tmp_path):
     here = Local(tmp_path)
     assert isinstance(open_storage(f"file://{tmp_path}"), Local)
-    place, name = resolve(here, "clips/a.mp4")  # type: ignore[misc]
-    assert place is here and name == "clips/a.mp4"
-    assert resolve(here, "https://host/a.mp4") is None
+    assert RowFiles(here).place("clips/a.mp4", "") == (here, "clips/a.mp4")
     assert absolute(here, "../a.mp4") == str(tmp_path.parent / "a.mp4") and absolute(here, "s3://b/a") == "s3://b/a"
     (tmp_path / "a b.mp4").write_bytes(b"x")
-    place, name = resolve(here, f"file://{tmp_path}/a b.mp4")  # type: ignore[misc]
+    place, name = RowFiles(here).place(f"file://{tmp_path}/a b.mp4", "")  # type: ignore[misc]
     assert place.exists(name)
     assert storage.SCHEMES == ("s3", "gs", "az")

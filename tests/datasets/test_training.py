@@ -214,6 +214,10 @@ def test_a_film_that_is_not_what_it_was_is_told(uneven, tmp_path):
     manifest, _ = uneven
     clips = manifest.filter().to_torch(frames=33, fps=16, size=(40, 80))
     write_numbered(tmp_path / "uneven.mp4", (np.arange(30) * 40).tolist())
+    with pytest.raises(LongtakeError, match="is not what the row was made from"):
+        clips[0]
+    believing = longtake.open_manifest(manifest.folder, files_in=[tmp_path])
+    clips = believing.filter().to_torch(frames=33, fps=16, size=(40, 80))
     with pytest.raises(LongtakeError, match=r"missing or cannot be decoded|it ends before frame"):
         clips[0]
 
