@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..annotate.given import UNREADABLE
 from ..annotate.video import VideoConfig, probe, read_rgb
 from ..datasets.readers import read_clip
+from ..datasets.row_files import local_file
 from ..geometry import invert_pose
 from ..model import intrinsics as cameras
 from ..model.intrinsics import MAX_FOV_DEG, MIN_FOV_DEG, Reading
@@ -36,10 +37,11 @@ MAX_SIDE = 16384
 MAX_ARRAY_BYTES = 256 << 20  # of a .npy file
 MAX_PROMPT_BYTES = 64 << 10
 ALL_OK = "status == 'ok'"
+FILE_COLUMNS = ("uri", "image_uris", "sha256", "bytes")  # where the clip's file is
 ROW_COLUMNS = (
-    "clip_id status source_uri source_sha256 source_dataset license split group_id uri image_uris width height "
-    "num_frames frame_start start_s fps_num fps_den pts_s crop c2w pose_valid intrinsics focal_status distortion "
-    "scale_kind caption"
+    "clip_id status source_uri source_sha256 source_dataset license split group_id uri image_uris sha256 bytes width "
+    "height num_frames frame_start start_s fps_num fps_den pts_s crop c2w pose_valid intrinsics focal_status "
+    "distortion scale_kind caption"
 ).split()
 
 
@@ -117,7 +119,7 @@ class Request:
         """The same for the same picture, prompt and path, whatever their files are called."""
         row = {}
         if self.row is not None:
-            row = {name: _hashed(value) for name, value in self.row.items() if name not in ("uri", "image_uris")}
+            row = {name: _hashed(value) for name, value in self.row.items() if name not in FILE_COLUMNS}
         path = to_tree(self.path)
         for name in ("camera", "intrinsics"):
             if path[name] is not None and os.path.isfile(path[name]):
@@ -385,9 +387,9 @@ def _first_frame(
     images = row["image_uris"]
     try:
         if images is not None and len(images):
-            picture = _only(probe(folder / images[0]), 0)
+            picture = _only(probe(local_file(folder, row, "image_uris", images[0])), 0)
         else:
-            picture = _only(probe(folder / row["uri"]), row["frame_start"] or 0)
+            picture = _only(probe(local_file(folder, row)), row["frame_start"] or 0)
     except ValueError as error:
         raise BadMedia("no_picture", f"clip {row['clip_id']}: {error}") from error
     height, width = picture.shape[:2]

@@ -35,6 +35,7 @@ from ..annotate.track import TrackConfig, estimate_track
 from ..annotate.video import encode_rgb, expand_inputs, pictures, probe
 from ..datasets.manifest import open_manifest
 from ..datasets.readers import CLIP_COLUMNS, read_clip
+from ..datasets.row_files import local_file
 from ..geometry import align_similarity, angle_between_deg, invert_pose, pose
 from ..records import BadMedia, LongtakeError, Rejected, Shot, VideoInfo
 from .config import UsageError
@@ -163,10 +164,15 @@ def _of_manifest(folder: str, failed: list[tuple[str, str]]) -> list[Wanted]:
         if not clip.pose_valid.all():
             failed.append((clip.clip_id, "frames without an asked pose"))
             continue
+        try:
+            video = local_file(Path(folder), row)
+        except BadMedia as error:
+            failed.append((clip.clip_id, str(error)))
+            continue
         wanted.append(
             Wanted(
                 name=clip.clip_id,
-                video=str(Path(folder) / clip.uri),
+                video=str(video),
                 start=clip.frame_start,
                 world_from_cam=clip.world_from_cam,
                 intrinsics=clip.intrinsics,

@@ -23,6 +23,7 @@ from ..annotate.depth_clip import DepthClip, open_depth
 from ..annotate.video import pictures, probe
 from ..datasets.manifest import open_manifest
 from ..datasets.readers import read_clip
+from ..datasets.row_files import local_file
 from ..geometry import distort
 from ..records import BadMedia
 from ..render.cameras import read_cameras
@@ -175,7 +176,7 @@ def _read_clip(manifest: Path, name: str | None, config: SceneConfig) -> tuple[V
     if row["c2w"] is None:
         raise BadMedia("no_poses", f"clip {matches[0]} has status {row['status']} and no poses to train with")
     clip = read_clip(row)
-    info = probe(_beside(manifest, clip.uri))
+    info = probe(local_file(manifest, row))
     if info.sha256 != row["sha256"]:
         raise BadMedia("source_changed", f"{info.path}: is not the file that clip {clip.clip_id} was made from")
     x, y, w, h = map(int, row["crop"]) if row["crop"] is not None else (0, 0, info.width, info.height)
@@ -199,15 +200,11 @@ def _read_clip(manifest: Path, name: str | None, config: SceneConfig) -> tuple[V
     )
     points, seed = None, config.train.seed
     if row["depth_uri"] is not None and row["scale_kind"] == "metric":
-        depth = open_depth(_beside(manifest, row["depth_uri"]))
+        depth = open_depth(local_file(manifest, row, "depth_uri"))
         if depth.metric:  # else in a unit that is not that of the poses
             maps = _depth_maps(depth, views, clip.frame_start + np.array(kept), clip.intrinsics[kept], bent)
             points = depth_points(views, maps, count=config.first_points, seed=seed)
     return views, points or random_points(views, count=config.first_points, seed=seed), row["scale_kind"]
-
-
-def _beside(manifest: Path, uri: str) -> Path:
-    return manifest.absolute() / uri  # an absolute one stays as it is
 
 
 def _within(k: NDArray, crop: tuple[int, ...], width: int, height: int) -> NDArray[np.float64]:

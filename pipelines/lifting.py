@@ -117,6 +117,7 @@ def open_source(path: str, inputs: Inputs, *, backends: Backends | None = None) 
 def _of_row(folder: Path, inputs: Inputs) -> Source:
     from ..datasets.manifest import open_manifest
     from ..datasets.readers import read_clip
+    from ..datasets.row_files import local_file
 
     manifest = open_manifest(folder)
     matches = sorted(i for i in manifest.ids() if inputs.clip is None or i.startswith(inputs.clip))
@@ -131,8 +132,8 @@ def _of_row(folder: Path, inputs: Inputs) -> Source:
         raise UsageError(
             f"{name} has no depth: annotate its video again with --engine pi3x, --metric moge2 or --depth FOLDER"
         )
-    clip, depth = read_clip(row), open_depth(folder / row["depth_uri"])
-    info = probe(folder / clip.uri)
+    clip, depth = read_clip(row), open_depth(local_file(folder, row, "depth_uri"))
+    info = probe(local_file(folder, row))
     if (info.width, info.height) != (clip.width, clip.height):
         raise BadMedia(
             "frame_size_changes",

@@ -4,7 +4,6 @@ from, as points."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..annotate.depth_clip import DepthClip, open_depth
 from ..annotate.video import pictures, probe
+from ..datasets.row_files import local_file
 from ..datasets.view import Cloud, Shown, find_clip, write_rrd
 from ..records import BadMedia
 from ..render.gaussians import SH0, Gaussians
@@ -82,14 +82,18 @@ def _scene(row: Mapping[str, Any], max_points: int, notes: list[str]) -> Cloud |
 
 def _shown(folder: Path, row: Mapping[str, Any], notes: list[str]) -> Iterator[Shown]:
     """Pictures and depth of up to `MAX_SHOWN` frames, evenly spread; what is not there is noted at once."""
-    video = Path(os.path.join(folder, row["uri"]))
+    try:
+        video = local_file(folder, row)
+    except BadMedia as error:
+        notes.append(f"pictures are not shown: {error}")
+        return iter(())
     if not video.is_file():
         notes.append(f"{video} is not there: the camera holds no pictures")
         return iter(())
     depth = None
     if row["depth_uri"] is not None:
         try:
-            depth = open_depth(Path(os.path.join(folder, row["depth_uri"])))
+            depth = open_depth(local_file(folder, row, "depth_uri"))
         except BadMedia as error:
             notes.append(f"depth is not shown: {error}")
     first, count = row["frame_start"] or 0, row["num_frames"]

@@ -226,12 +226,15 @@ def test_depth_in_another_unit_than_the_poses_is_left_out(clip):
     assert read_source(posed, None, TINY)[1].source == "random"
 
 
-def test_clips_that_cannot_be_trained_on_are_told(clip, tmp_path):
+def test_clips_that_cannot_be_trained_on_are_told(clip, tmp_path, monkeypatch):
     posed, _ = clip()
     with pytest.raises(UsageError, match=r"has 0 clips with an id that begins with zz: name one with --clip ID"):
         read_source(posed, "zz", TINY)
     with open(tmp_path / "take.mp4", "ab") as video:
         video.write(bytes(8))
+    with pytest.raises(BadMedia, match="is not what the row was made from"):
+        read_source(posed, None, TINY)
+    monkeypatch.setenv("LONGTAKE_FILES_IN", str(tmp_path))
     with pytest.raises(BadMedia, match=r"is not the file that clip .* was made from"):
         read_source(posed, None, TINY)
 
