@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +63,8 @@ class ImportConfig:
     intrinsics_scale: float = 1.0  # the pictures' size, divided by that of the intrinsics
     normalized: bool = False  # intrinsics are shares of width and height
     pixel_center: Literal["integer", "half"] = "integer"  # of formats that do not define it
+    pose_column: str | None = None  # of a LeRobot dataset's cameras; None: that which we write
+    video_column: str | None = None  # and their video, where there are several
     first_number: int | None = None  # in the names of pictures that are a video's frames: that of its first
     stills: bool = False  # separate photographs, not one take
     media: Literal["none", "link", "copy", "keep"] = "none"
@@ -72,6 +75,7 @@ class ImportConfig:
         if self.format not in READERS:
             raise LongtakeError(f"There is no import format {self.format!r}. Choose one of: {', '.join(READERS)}.")
         _reading(self)
+        _reader(self)
         for name in ("fps", "metres_per_unit", "intrinsics_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
@@ -111,8 +115,7 @@ def read_collection(
     root = Path(source)
     if not root.exists():
         raise LongtakeError(f"{root}: no such file or folder.")
-    read = READERS[config.format].read
-    assert read is not None
+    read = _reader(config)
     if not config.trust:
         _check_reading(root, read(root), config)
     for cameras in read(root):
@@ -160,6 +163,15 @@ def _reading(config: ImportConfig) -> tuple[str, str]:
     )
 
 
+def _reader(config: ImportConfig) -> Callable[[Path], Iterator[Cameras | Refused]]:
+    read = READERS[config.format].read
+    assert read is not None
+    given = {name: value for name in ("pose_column", "video_column") if (value := getattr(config, name)) is not None}
+    if given and config.format != "lerobot":
+        raise LongtakeError(f"--pose-column and --video-column are for the format lerobot, not for {config.format}.")
+    return partial(read, **given)
+
+
 def _clip(
     root: Path, cameras: Cameras, config: ImportConfig, probe: Callable[[Path, bool, float | None], VideoInfo]
 ) -> Imported:
@@ -177,7 +189,7 @@ def _clip(
     frames = _frames(cameras, video, media, config, where)
     posed: NDArray[np.bool_] = np.asarray(np.isfinite(poses).all((1, 2)))
     first, last = int(frames[posed][0]), int(frames[posed][-1])
-    if config.format in ("npz", "webdataset"):  # formats that mark what has no pose: their rows are the clip
+    if READERS[config.format].unposed == "marked":  # what has no pose is in it, too: its rows are the clip
         first, last = int(frames[0]), int(frames[-1])
     c2w = turned(np.where(posed[:, None, None], poses, np.eye(4)), direction, convention)
     scale_kind, factor = _scale(cameras, config, where)

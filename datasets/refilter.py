@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..records import LongtakeError
 from .filters import DropCount, DropRates, judge, row_values, verdict_columns
 from .formats.sana_wm import SCORES
-from .safe import MAX_ARRAY_BYTES, finite, parse_json, read_text, regular, told
+from .safe import finite, open_parquet, parse_json, read_text, told
 from .schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -152,17 +151,8 @@ def _entries(path: Path) -> Iterable[tuple[Any, Mapping[str, Any]]]:
 
 
 def _parquet(path: Path) -> list[tuple[Any, dict[str, Any]]]:
-    with told(path):
-        if path.stat().st_size > MAX_ARRAY_BYTES:
-            raise LongtakeError(f"{path} has more than {MAX_ARRAY_BYTES >> 20} MiB.")
-        try:
-            file = pq.ParquetFile(regular(path))
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            if sum(group.total_byte_size for group in groups) > MAX_ARRAY_BYTES:
-                raise LongtakeError(f"{path} unpacks to more than {MAX_ARRAY_BYTES >> 20} MiB.")
-            rows = file.read().to_pylist()
-        except pa.ArrowException as error:
-            raise LongtakeError(f"{path} cannot be read as Parquet: {error}") from error
+    with open_parquet(path) as file:
+        rows = file.read().to_pylist()
     return [_split(row) for row in rows]
 
 

@@ -210,6 +210,29 @@ def read_npz(source: Path | IO[bytes], names: Mapping[str, bool], max_bytes: int
         return found
 
 
+@contextmanager
+def open_parquet(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` of at most `max_bytes`, packed and unpacked; for as long as the block is.
+
+    Raises:
+        BadMedia: unreadable, where it is none, is larger, or does not hold in the block what it says.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with told(path):
+        try:
+            if regular(path).stat().st_size > max_bytes:
+                raise ValueError(f"it has more than {max_bytes >> 20} MiB")
+            with pq.ParquetFile(path) as file:
+                groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+                if sum(group.total_byte_size for group in groups) > max_bytes:
+                    raise ValueError(f"it unpacks to more than {max_bytes >> 20} MiB")
+                yield file
+        except pa.ArrowException as error:
+            raise ValueError(f"as Parquet: {error}") from error
+
+
 def members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The members of an archive; ValueError for too many, two of one name, or names that lead elsewhere."""
     found = archive.infolist()

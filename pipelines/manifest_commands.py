@@ -50,7 +50,18 @@ def import_collection(
     *,
     out: Path,
     format: Literal[
-        "npz", "npy", "tum", "kitti", "colmap", "nerfstudio", "sana_wm", "vipe", "webdataset", "spatialvid", "omniworld"
+        "npz",
+        "npy",
+        "tum",
+        "kitti",
+        "colmap",
+        "nerfstudio",
+        "sana_wm",
+        "vipe",
+        "webdataset",
+        "lerobot",
+        "spatialvid",
+        "omniworld",
     ],
     license: str,
     pose: Literal["c2w", "w2c"] | None = None,
@@ -68,6 +79,8 @@ def import_collection(
     normalized: bool = False,
     pixel_center: Annotated[Literal["integer", "half"], Parameter(show_default=True)] = "integer",
     first_number: int | None = None,
+    pose_column: str | None = None,
+    video_column: str | None = None,
     trust_convention: bool = False,
     json: Json = False,
     quiet: bool = False,
@@ -115,6 +128,10 @@ def import_collection(
         Where the first pixel's centre lies, for formats that do not define it: integer is (0, 0), half (0.5, 0.5).
     first_number
         Where pictures are named frames of a video: the number in the name of its first frame.
+    pose_column
+        For lerobot: the column with the camera's poses, if not observation.c2w.
+    video_column
+        For lerobot: the camera's video, where a dataset has several.
     trust_convention
         Take poses as they are said to be, whatever they look like.
     quiet
@@ -142,6 +159,8 @@ def import_collection(
         normalized=normalized,
         pixel_center=pixel_center,
         first_number=first_number,
+        pose_column=pose_column,
+        video_column=video_column,
         stills=stills,
         media=media,
         media_folder=media_folder,

@@ -97,6 +97,7 @@ FORMATS: dict[str, Format] = {
     "lerobot": Format(
         about="LeRobot's v3.0 layout: data/, meta/ and with media videos/; one episode a clip",
         write=lerobot.write,
+        read=lerobot.read,
         unposed="marked",
     ),
     "spatialvid": Format(

@@ -83,11 +83,11 @@ def test_what_comes_back_is_what_went_out(manifest, tmp_path, made, form):
         if form != "kitti" or (was.intrinsics == was.intrinsics[0]).all():  # KITTI has one calibration a sequence
             np.testing.assert_array_equal(now.intrinsics[now.pose_valid], was.intrinsics[was.pose_valid])
         assert (now.width, now.height) == (640, 480)
-        if form in ("npz", "kitti", "webdataset"):
+        if form in ("npz", "kitti", "webdataset", "lerobot"):
             np.testing.assert_allclose(now.times_s, was.times_s, rtol=0, atol=1e-9)
         if WRITERS[form].distortion:
             assert now.distortion == was.distortion
-        if form in ("sana_wm", "webdataset"):
+        if form in ("sana_wm", "webdataset", "lerobot"):
             assert row["caption"] == "a room with a table"
         assert (row["origin"], row["license"], row["motion_class"]) == ("imported", "CC0-1.0", None)
 
