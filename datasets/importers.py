@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadMedia, LongtakeError
-from ..records import Rejected, Track, VideoInfo
+from ..records import Rejected, Track, VideoInfo, known_track
 from . import schema
 from .cameras import (
     CONVENTIONS,
@@ -206,13 +206,16 @@ def _clip(
     return Imported(
         name=cameras.name,
         source=root,
-        track=_track(
+        track=known_track(
             pts_ns=_times(cameras, video, config, first, last, frames, where),
-            poses=every,
+            world_from_cam=every,
             intrinsics=lens[nearest],
-            size=size,
-            distortion=cameras.distortion,
+            width=size[0],
+            height=size[1],
+            motion_class="general",  # nothing says; the row leaves it open
             scale_kind=scale_kind,
+            pose_source="imported",
+            distortion=cameras.distortion,
             flags=cameras.remarks,
         ),
         video=video,
@@ -366,45 +369,6 @@ def _scale(cameras: Cameras, config: ImportConfig, where: str) -> tuple[str, flo
     if config.scale is None:
         raise LongtakeError(f"{where}: nothing says whether its lengths are metres. Pass --scale.")
     return config.scale, 1.0
-
-
-def _track(
-    *,
-    pts_ns: NDArray[np.int64],
-    poses: NDArray[np.float64],
-    intrinsics: NDArray[np.float64],
-    size: tuple[int, int],
-    distortion: tuple[float, ...],
-    scale_kind: str,
-    flags: tuple[str, ...],
-) -> Track:
-    n = len(poses)
-    none, unknown = np.zeros(n), np.full(n, np.nan)
-    return Track(
-        pts_ns=pts_ns,
-        width=size[0],
-        height=size[1],
-        world_from_cam=poses,
-        pose_valid=np.asarray(np.isfinite(poses).all((1, 2))),
-        intrinsics=intrinsics,
-        intrinsics_mode="static" if (intrinsics == intrinsics[0]).all() else "per_frame",
-        focal_status="given",
-        focal_sigma=unknown,
-        distortion_model="opencv_radial" if distortion else "none",
-        distortion=distortion,
-        motion_class="general",  # nothing says; the row leaves it open
-        flags=flags,
-        scale_kind=scale_kind,
-        pose_source="imported",
-        is_keyframe=np.zeros(n, bool),
-        reproj_rmse_px=unknown,
-        sampson_px=unknown,
-        num_tracked=none.astype(np.int32),
-        inlier_ratio=none,
-        coverage=none,
-        dyn_ratio=none,
-        step_px=unknown,
-    )
 
 
 def imported_row(

@@ -30,7 +30,6 @@ from ..annotate.sheet import JPEG_QUALITY, MAX_SIDE, NUM_PICTURES, Sheet
 from ..annotate.video import VideoConfig, encode_rgb, pictures, probe
 from ..datasets import schema
 from ..datasets.manifest import create_manifest
-from ..geometry import angle_between_deg
 from ..model import hub
 from ..model.networks import networks
 from ..model.sana_wm.actions import ACTION_MAPS, FPS
@@ -38,7 +37,7 @@ from ..model.sana_wm.generate import Parts, PromptTooLong, Settings, fetched_par
 from ..model.sana_wm.generate import generate as denoise
 from ..model.sana_wm.path import CameraPath
 from ..model.sana_wm.plan import Plan, plan, ways_to_fit
-from ..records import LongtakeError, Rejected, Shot, Track, VideoInfo
+from ..records import LongtakeError, Rejected, Shot, Track, VideoInfo, known_track, motion_of
 from . import path_plan
 from .asked import Asked, PathConfig, Request, ask, requests
 from .config import MissingPart, UsageError, digest, nearest, to_tree
@@ -428,35 +427,15 @@ def _jpeg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def asked_track(path: CameraPath, pts_ns: NDArray[np.int64]) -> Track:
     """The camera that a video was asked to show. Whether it does is another question: `longtake evaluate`."""
-    n = path.num_frames
-    unknown, none = np.full(n, np.nan), np.zeros(n)
-    places, turns = path.world_from_cam[:, :3, 3], path.world_from_cam[:, :3, :3]
-    travels = np.ptp(places, axis=0).max() > 1e-6
-    turning = angle_between_deg(turns[:1], turns).max() > 1e-3
-    return Track(
+    return known_track(
         pts_ns=pts_ns,
+        world_from_cam=path.world_from_cam,
+        intrinsics=path.intrinsics,
         width=path.width,
         height=path.height,
-        world_from_cam=path.world_from_cam,
-        pose_valid=np.ones(n, bool),
-        intrinsics=path.intrinsics,
-        intrinsics_mode="per_frame" if np.ptp(path.intrinsics, axis=0).max() > 1e-6 else "static",
-        focal_status="given",
-        focal_sigma=unknown,
-        distortion_model="none",
-        distortion=(),
-        motion_class="general" if travels else ("rotation" if turning else "static"),
-        flags=(),
+        motion_class=motion_of(path.world_from_cam),
         scale_kind="metric",
         pose_source="asked",
-        is_keyframe=np.zeros(n, bool),
-        reproj_rmse_px=unknown,
-        sampson_px=unknown,
-        num_tracked=none.astype(np.int32),
-        inlier_ratio=none,
-        coverage=none,
-        dyn_ratio=none,
-        step_px=unknown,
     )
 
 

@@ -39,10 +39,9 @@ from ..annotate.sheet import JPEG_QUALITY, MAX_SIDE, NUM_PICTURES, Sheet
 from ..annotate.video import VideoConfig, encode_rgb, probe
 from ..datasets import filters, schema
 from ..datasets.manifest import create_manifest
-from ..geometry import angle_between_deg
 from ..model import hub
 from ..model.networks import NETWORKS
-from ..records import BadMedia, LongtakeError, Rejected, Shot, Track, VideoInfo
+from ..records import BadMedia, LongtakeError, Rejected, Shot, Track, VideoInfo, known_track, motion_of
 from ..render.camera_path import (
     EXTENTS,
     FAMILIES,
@@ -614,37 +613,17 @@ def _scaled(world_from_cam: NDArray[np.float64], scene_scale: float | None) -> N
 
 
 def true_track(path: CameraPath, pts_ns: NDArray[np.int64], scene_scale: float | None) -> Track:
-    """The camera that a film was made with; nothing in it is estimated."""
-    n = path.num_frames
-    unknown, none = np.full(n, np.nan), np.zeros(n)
-    places, turns = path.world_from_cam[:, :3, 3], path.world_from_cam[:, :3, :3]
-    travels = np.ptp(places, axis=0).max() > 1e-6 * max(1.0, float(np.abs(places).max()))
-    turning = angle_between_deg(turns[:1], turns).max() > 1e-3
-    zooms = np.ptp(path.intrinsics, axis=0).max() > 1e-6
-    return Track(
+    """The camera that a film was made with."""
+    return known_track(
         pts_ns=pts_ns,
+        world_from_cam=_scaled(path.world_from_cam, scene_scale),
+        intrinsics=path.intrinsics,
         width=path.width,
         height=path.height,
-        world_from_cam=_scaled(path.world_from_cam, scene_scale),
-        pose_valid=np.ones(n, bool),
-        intrinsics=path.intrinsics,
-        intrinsics_mode="per_frame" if zooms else "static",
-        focal_status="given",
-        focal_sigma=unknown,
-        distortion_model="none",
-        distortion=(),
-        motion_class="general" if travels else ("rotation" if turning else "static"),
-        flags=() if path.parameters.get("anchors") == "training" else ("derived_cameras",),
+        motion_class=motion_of(path.world_from_cam),
         scale_kind="relative" if scene_scale is None else "metric",
         pose_source="rendered",
-        is_keyframe=np.zeros(n, bool),
-        reproj_rmse_px=unknown,
-        sampson_px=unknown,
-        num_tracked=none.astype(np.int32),
-        inlier_ratio=none,
-        coverage=none,
-        dyn_ratio=none,
-        step_px=unknown,
+        flags=() if path.parameters.get("anchors") == "training" else ("derived_cameras",),
     )
 
 

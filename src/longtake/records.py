@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import BadMedia as BadMedia
 from .errors import LongtakeError as LongtakeError
+from .geometry import angle_between_deg
 
 MOTION_CLASSES = ("general", "rotation", "static", "planar")
 
@@ -172,3 +173,59 @@ class Track:
             )
         if not np.isfinite(self.intrinsics).all() or (self.intrinsics[:, :2] <= 0).any():
             raise ValueError("intrinsics must be finite with positive focal lengths, also for frames without a pose")
+
+
+def known_track(
+    *,
+    pts_ns: NDArray[np.int64],
+    world_from_cam: NDArray[np.float64],
+    intrinsics: NDArray[np.float64],
+    width: int,
+    height: int,
+    motion_class: str,
+    scale_kind: str,
+    pose_source: str,
+    distortion: tuple[float, ...] = (),
+    flags: tuple[str, ...] = (),
+) -> Track:
+    """The track of a camera that was there before its pictures, or is taken as it is told: nothing is estimated.
+
+    Args:
+        world_from_cam: [T, 4, 4] nan in frames whose pose nobody tells.
+        intrinsics: [T, 4] fx, fy, cx, cy.
+    """
+    n = len(pts_ns)
+    unknown, none = np.full(n, np.nan), np.zeros(n)
+    return Track(
+        pts_ns=pts_ns,
+        width=width,
+        height=height,
+        world_from_cam=world_from_cam,
+        pose_valid=np.asarray(np.isfinite(world_from_cam).all((1, 2))),
+        intrinsics=intrinsics,
+        intrinsics_mode="per_frame" if np.ptp(intrinsics, axis=0).max() > 1e-6 else "static",
+        focal_status="given",
+        focal_sigma=unknown,
+        distortion_model="opencv_radial" if distortion else "none",
+        distortion=distortion,
+        motion_class=motion_class,
+        flags=flags,
+        scale_kind=scale_kind,
+        pose_source=pose_source,
+        is_keyframe=np.zeros(n, bool),
+        reproj_rmse_px=unknown,
+        sampson_px=unknown,
+        num_tracked=none.astype(np.int32),
+        inlier_ratio=none,
+        coverage=none,
+        dyn_ratio=none,
+        step_px=unknown,
+    )
+
+
+def motion_of(world_from_cam: NDArray[np.float64]) -> str:
+    """What the camera does along exact poses [T, 4, 4]: general, or rotation or static where it does not travel."""
+    places, turns = world_from_cam[:, :3, 3], world_from_cam[:, :3, :3]
+    if np.ptp(places, axis=0).max() > 1e-6 * max(1.0, float(np.abs(places).max())):
+        return "general"
+    return "rotation" if angle_between_deg(turns[:1], turns).max() > 1e-3 else "static"
