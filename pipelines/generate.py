@@ -651,11 +651,8 @@ class _Graph:
         self.ledger.note(place.request.name, outcome)
         if outcome.status == "stopped":
             return []
-        if outcome.status == "rejected":
-            place.refused = self.store.load(job.key)
-        elif outcome.status == "failed":  # on record from now on: only --retry-failed tries again
-            self.store.refuse(outcome)
-            place.refused = self.store.load(job.key)
+        if outcome.status != "ok":
+            place.refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
         place.timings_s[job.stage.name] = seconds = self.store.about(job.key)["seconds"]
         self.ledger.stage_seconds[job.stage.name] += seconds
         if place.refused:
