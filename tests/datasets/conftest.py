@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,6 +96,18 @@ def track(info: VideoInfo, of: Shot, *, unposed: tuple[int, ...] = (), zoom: boo
         "stats": {"ba_rmse_px": 0.4, "num_points": 900.0},
     }
     return Track(**known | changes)
+
+
+@pytest.fixture
+def hugging_face() -> Any:
+    """The package `datasets`. Where it is not installed, that name may be our own folder, which it never is else."""
+    try:
+        metadata.version("datasets")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package datasets is not installed")
+    package = importlib.import_module("datasets")
+    assert hasattr(package, "load_dataset"), f"`import datasets` gives {package!r}"
+    return package
 
 
 @pytest.fixture

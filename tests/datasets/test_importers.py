@@ -117,10 +117,9 @@ def test_webdataset_reads_its_shards(manifest, tmp_path):
         assert sample["json"]["caption"] == "a room with a table"
 
 
-def test_hugging_face_reads_the_manifest_and_the_lerobot_layout(manifest, tmp_path, monkeypatch):
+def test_hugging_face_reads_the_manifest_and_the_lerobot_layout(manifest, tmp_path, hugging_face):
     """As lerobot 0.4.4 loads a dataset: features from info.json, Parquet under them, tasks by pandas' index."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    hf = pytest.importorskip("datasets")
+    hf = hugging_face
     import pandas
 
     def load(pattern: str, **known: Any) -> Any:

@@ -644,11 +644,8 @@ def test_duckdb_reads_it(folder, make_row):
     assert reasons == [("too_few_tracks", 1)]
 
 
-def test_hugging_face_reads_it(folder, make_row, tmp_path):
-    datasets = pytest.importorskip("datasets", exc_type=ImportError)
-    if not hasattr(datasets, "load_dataset"):
-        pytest.skip("the package `datasets` is not installed")  # this is our own folder of that name
+def test_hugging_face_reads_it(folder, make_row, tmp_path, hugging_face):
     create_manifest(folder).append([make_row("a.mp4"), make_row("b.mp4", failed=True)])
     files = str(folder / "*.parquet")  # with data_dir= it takes the snapshots for data
-    data = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    data = hugging_face.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert data["status"][:] == ["ok", "failed"] and len(data[0]["c2w"]) == 240
