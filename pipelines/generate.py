@@ -76,12 +76,7 @@ def _nano() -> Model:
     from ..model.sana_wm import nano
 
     def facts() -> list[Facts]:
-        files = (nano.NET_FILE, nano.VAE_FILE)
-        if missing := [file for file in files if not file.is_file()]:
-            raise MissingPart(
-                f"{missing[0]} is not there: the installation is without nano's weights. Install it again"
-            )
-        sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in nano.weights())).hexdigest()
         about: Facts = {"network": "nano", "repo": None, "revision": None, "sha256": sha256, "licence": "Apache-2.0"}
         return [{**about, "licence_accepted_at": None}]
 
