@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,6 +24,29 @@ class Sheet:
     frames: tuple[int, ...]  # rows of the clip
     jpegs: tuple[NDArray[np.uint8], ...]  # the bytes of each file
 
+    def write(self, folder: Path, kind: str = "contact") -> None:
+        """Put the files where reports look for them, the clip's folder of sidecars; made where there is none."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for frame, data in zip(self.frames, self.jpegs, strict=True):
+            (folder / f"{kind}_{frame:06d}.jpg").write_bytes(data.tobytes())
+
+
+def pictured(num_frames: int) -> NDArray[np.int64]:
+    """The frames of a clip that its sheet shows, spread over it."""
+    return np.unique(np.linspace(0, num_frames - 1, NUM_PICTURES).round().astype(int))
+
+
+def shrunk(picture: NDArray, interpolation: int = cv2.INTER_AREA) -> NDArray:
+    """A picture or map as large as a sheet shows it."""
+    scale = min(1.0, MAX_SIDE / max(picture.shape))
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
+
+
+def jpeg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The bytes of a picture's file."""
+    _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return data.reshape(-1)
+
 
 def draw_sheet(info: VideoInfo, shot: Shot, track: Track | None, *, video_config: VideoConfig) -> Sheet:
     """Pictures spread over the shot; where the track has examples, those frames with its feature points.
@@ -32,14 +56,13 @@ def draw_sheet(info: VideoInfo, shot: Shot, track: Track | None, *, video_config
     """
     with_points = np.unique(track.examples[:, 0]).astype(int) if track is not None else np.zeros(0, int)
     rows = with_points if len(with_points) else np.arange(shot.num_frames)
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, NUM_PICTURES).round().astype(int))]
+    rows = rows[pictured(len(rows))]
     pictures = read_rgb(info, [shot.start + int(row) for row in rows], max_side=MAX_SIDE, config=video_config)
     jpegs = []
     for row, picture in zip(rows, pictures, strict=True):
         if track is not None:
             _draw_points(picture, track.examples[track.examples[:, 0] == row], picture.shape[1] / info.width)
-        _, jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        jpegs.append(jpeg.reshape(-1))
+        jpegs.append(jpeg(picture))
     return Sheet(frames=tuple(int(row) for row in rows), jpegs=tuple(jpegs))
 
 

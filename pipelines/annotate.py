@@ -492,7 +492,7 @@ class _Graph:
             case "quality" if not refused:
                 place.quality = self.store.load(job.key)
             case "sheet" if not refused:
-                self._write_sheet(place, self.store.load(job.key))
+                self.store.load(job.key).write(self.ledger.out / "sidecars" / place.clip_id)
         if refused or job.then is None:
             self._finish(place)
         return []
@@ -591,13 +591,6 @@ class _Graph:
             return False
         self.seen[identity] = source
         return True
-
-    def _write_sheet(self, place: _Place, sheet: Sheet) -> None:
-        """Put a clip's pictures where reports look for them."""
-        folder = self.ledger.out / "sidecars" / place.clip_id
-        folder.mkdir(parents=True, exist_ok=True)
-        for frame, jpeg in zip(sheet.frames, sheet.jpegs, strict=True):
-            (folder / f"contact_{frame:06d}.jpg").write_bytes(jpeg.tobytes())
 
     def _finish(self, place: _Place) -> None:
         """Hand the clip's row to the ledger."""

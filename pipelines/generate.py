@@ -21,12 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ..annotate.quality import Quality, QualityConfig, measure
-from ..annotate.sheet import JPEG_QUALITY, MAX_SIDE, NUM_PICTURES, Sheet
+from ..annotate.sheet import Sheet, jpeg, pictured, shrunk
 from ..annotate.video import VideoConfig, encode_rgb, pictures, probe
 from ..datasets import schema
 from ..datasets.manifest import create_manifest
@@ -359,14 +358,14 @@ def _film(
     from safetensors.torch import load_file
 
     total = framed(asked.path, asked.path.width, asked.path.height, settings).num_frames
-    pictured = np.unique(np.linspace(0, total - 1, NUM_PICTURES).round().astype(int))
+    shown = pictured(total)
     jpegs: list[NDArray[np.uint8]] = []
     video = scratch_file(Path(scratch), "film", ".mp4")
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for i, rgb in enumerate(frames_of(load_file(latents.file)["latents"], engine.parts().vae())):
-            if i in pictured:
-                jpegs.append(_jpeg(rgb))
+            if i in shown:
+                jpegs.append(jpeg(shrunk(rgb)))
             if progress is not None:
                 progress(i + 1, total)
             yield rgb
@@ -380,7 +379,7 @@ def _film(
     info = probe(video)
     if info.num_frames != total:
         raise RuntimeError(f"{video}: {total} frames were encoded, and {info.num_frames} are in it")
-    return Film(video=video, info=info, sheet=Sheet(frames=tuple(pictured.tolist()), jpegs=tuple(jpegs)))
+    return Film(video=video, info=info, sheet=Sheet(frames=tuple(shown.tolist()), jpegs=tuple(jpegs)))
 
 
 def _quality(
@@ -411,13 +410,6 @@ QUALITY = Stage(name="quality", version=1, fn=_quality)
 OVERLAY = Stage(name="overlay", version=1, fn=_overlay)
 GRAPH = Graph(((ASKED, LATENTS, FILM, QUALITY, OVERLAY),))
 VERSIONS = {stage.name: str(stage.version) for stage in (ASKED, LATENTS, FILM, QUALITY)}
-
-
-def _jpeg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = min(1.0, MAX_SIDE / max(rgb.shape))
-    small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return jpeg.reshape(-1)
 
 
 def asked_track(path: CameraPath, pts_ns: NDArray[np.int64]) -> Track:
@@ -759,9 +751,7 @@ class _Graph:
         out, id = self.ledger.out, place.clip_id
         keep_file(film.video, out / row["uri"])
         sidecars = Path("sidecars") / id
-        (out / sidecars).mkdir(parents=True, exist_ok=True)
-        for frame, jpeg in zip(film.sheet.frames, film.sheet.jpegs, strict=True):
-            (out / sidecars / f"contact_{frame:06d}.jpg").write_bytes(jpeg.tobytes())
+        film.sheet.write(out / sidecars)
         drawing = path_plan.draw(asked.path, lens=asked.lens, title=place.request.name)
         write_atomic(out / sidecars / "plan.svg", drawing)
         columns = {"plan_uri": str(sidecars / "plan.svg")}

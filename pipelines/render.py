@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from ..annotate.depth_clip import MEANING, STEP, DepthClip, DepthWriter, finish_depth
 from ..annotate.quality import Quality, QualityConfig, measure
-from ..annotate.sheet import JPEG_QUALITY, MAX_SIDE, NUM_PICTURES, Sheet
+from ..annotate.sheet import Sheet, jpeg, pictured, shrunk
 from ..annotate.video import VideoConfig, encode_rgb, probe
 from ..datasets import filters, schema
 from ..datasets.manifest import create_manifest
@@ -385,7 +385,7 @@ def shoot(
     enhance = {"none": None, "holes": partial(fill_holes, max_px=config.hole_px), "difix": difix}[config.enhance]
     total = path.num_frames
     means, opaque, holes = (np.zeros(total) for _ in range(3))
-    pictured = np.unique(np.linspace(0, total - 1, NUM_PICTURES).round().astype(int))
+    shown = pictured(total)
     jpegs: list[NDArray[np.uint8]] = []
     depths: list[NDArray[np.float32]] = []  # small, nan where a hole is
     flickers = _Flickers(path)
@@ -417,9 +417,9 @@ def shoot(
                 to_video(rgb)
                 if to_depth is not None and i % config.depth_every == 0:
                     to_depth((i, picture.depth, alpha))
-                if i in pictured:
-                    jpegs.append(_jpeg(rgb))
-                    depths.append(_small(np.where(alpha >= HOLE, picture.depth, np.nan), cv2.INTER_NEAREST))
+                if i in shown:
+                    jpegs.append(jpeg(shrunk(rgb)))
+                    depths.append(shrunk(np.where(alpha >= HOLE, picture.depth, np.nan), cv2.INTER_NEAREST))
                 if progress is not None:
                     progress(i + 1, total)
     except _Refused as refused:
@@ -433,7 +433,7 @@ def shoot(
         raise RuntimeError(f"{video}: {total} frames were encoded, and {info.num_frames} are in it")
     shades, span = _depth_jpegs(depths)
     unit = scene_scale or 1.0
-    frames = tuple(pictured.tolist())
+    frames = tuple(shown.tolist())
     return Film(
         video=video,
         info=info,
@@ -543,17 +543,6 @@ def _eight_bits(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.clip(255 * rgb + 0.5, 0, 255).astype(np.uint8)
 
 
-def _small(picture: NDArray, interpolation: int) -> NDArray:
-    scale = min(1.0, MAX_SIDE / max(picture.shape))
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
-
-
-def _jpeg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    small = _small(rgb, cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return jpeg.reshape(-1)
-
-
 def _depth_jpegs(
     depths: Sequence[NDArray[np.float32]],
 ) -> tuple[tuple[NDArray[np.uint8], ...], tuple[float, float] | None]:
@@ -568,9 +557,10 @@ def _depth_jpegs(
     out = []
     for d in depths:
         share = (1 / np.nan_to_num(d, nan=far) - 1 / far) / max(1 / near - 1 / far, 1e-12)
-        colours = cv2.applyColorMap(np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        shade = np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+        colours = np.asarray(cv2.applyColorMap(shade, cv2.COLORMAP_INFERNO), np.uint8)
         colours[np.isnan(d)] = 0
-        out.append(cv2.imencode(".jpg", colours, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].reshape(-1))
+        out.append(jpeg(colours[..., ::-1]))
     return tuple(out), (near, far)
 
 
@@ -987,10 +977,9 @@ class _Graph:
         out = self.ledger.out
         keep_file(film.video, out / row["uri"])
         sidecars = Path("sidecars") / row["clip_id"]
-        (out / sidecars).mkdir(parents=True, exist_ok=True)
-        for kind, sheet in (("contact", film.sheet), ("depth", film.depth_sheet)):
-            for frame, jpeg in zip(sheet.frames, sheet.jpegs, strict=True) if sheet else ():
-                (out / sidecars / f"{kind}_{frame:06d}.jpg").write_bytes(jpeg.tobytes())
+        film.sheet.write(out / sidecars)
+        if film.depth_sheet is not None:
+            film.depth_sheet.write(out / sidecars, "depth")
         if film.plan is not None:
             (out / sidecars / "plan.png").write_bytes(film.plan.png())
             facts = film.plan.facts(self.config.scene_scale or 1.0)
