@@ -151,6 +151,11 @@ class Machine:
 
         return torch.bfloat16 if self.dtype == "bf16" else torch.float32
 
+    def lacks(self, p: Plan) -> str:
+        """How much memory a clip needs that does not fit, in words."""
+        needed, there = hub.in_words(p.peak_bytes), hub.in_words(self.memory_bytes)
+        return f"{needed} of memory are needed, and {self.device} has {there}"
+
 
 def machine(device: str, dtype: str) -> Machine:
     """The device that is asked for, or the best there is; bf16 on a GPU and fp32 on a CPU unless told otherwise.
@@ -479,10 +484,7 @@ def generate(
         known = {"path_frames": frames, "dtype": found.torch_dtype, "plan": model.plan}
         ways = ways_to_fit(settings, found.memory_bytes, **known)
         words = "; ".join(way.flags for way in ways) or "no number of frames fits: another machine"
-        raise MissingPart(
-            f"{hub.in_words(p.peak_bytes)} of memory are needed, and {found.device} has "
-            f"{hub.in_words(found.memory_bytes)}. Ways out: {words}. longtake generate --plan tells more"
-        )
+        raise MissingPart(f"{found.lacks(p)}. Ways out: {words}. longtake generate --plan tells more")
     try:
         opened = create_manifest(Path(out).absolute())
     except LongtakeError as error:
@@ -544,9 +546,14 @@ def check_name(name: str) -> str:
     return name
 
 
+def clip_bytes(p: Plan, settings: Settings) -> int:
+    """About what a clip takes of the disk: its latents, its film, and that with the keys."""
+    return round(p.latents_bytes + 2 * BYTES_PER_PIXEL * p.frames * settings.width * settings.height)
+
+
 def _check_room(folder: Path, p: Plan, settings: Settings) -> None:
     """Raise MissingPart where not even one clip has room."""
-    needed = round(p.latents_bytes + 2 * BYTES_PER_PIXEL * p.frames * settings.width * settings.height)
+    needed = clip_bytes(p, settings)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise MissingPart(
             f"a clip takes about {hub.in_words(needed)}, and where {folder} lies {hub.in_words(free)} are free. Make "

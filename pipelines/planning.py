@@ -16,7 +16,7 @@ from ..model.sana_wm.plan import Plan, Way, matmul_flops_per_s, ways_to_fit
 from . import path_plan
 from .asked import Asked, Request, ask, requests
 from .config import MissingPart
-from .generate import BYTES_PER_PIXEL, MODELS, GenerateConfig, Machine, check_name, machine
+from .generate import MODELS, GenerateConfig, Machine, check_name, clip_bytes, machine
 from .stages import write_atomic
 
 
@@ -143,15 +143,11 @@ def _planned(config: GenerateConfig, asked_for: Sequence[Request], asked: Asked 
     ways, obstacles = [], []
     if p.peak_bytes > found.memory_bytes:
         ways = ways_to_fit(settings, found.memory_bytes, path_frames=frames, dtype=kind, plan=model.plan)
-        words = f"{hub.in_words(p.peak_bytes)} of memory are needed, and {found.device} has "
-        obstacles.append(
-            words + hub.in_words(found.memory_bytes) + ("" if ways else ": no number of frames fits in it")
-        )
+        obstacles.append(found.lacks(p) + ("" if ways else ": no number of frames fits in it"))
         cpu = machine("cpu", "bf16")
         if found.device != "cpu" and p.peak_bytes <= cpu.memory_bytes:
             obstacles.append(f"--device cpu --dtype bf16 has {hub.in_words(cpu.memory_bytes)}; it takes far longer")
-    pixels = p.frames * settings.width * settings.height
-    disk = len(asked_for) * round(p.latents_bytes + 2 * BYTES_PER_PIXEL * pixels)
+    disk = len(asked_for) * clip_bytes(p, settings)
     free = hub.free_bytes(out or Path.cwd())
     if disk > free:
         obstacles.append(f"{hub.in_words(disk)} of results have no room: {hub.in_words(free)} are free in {out or '.'}")
