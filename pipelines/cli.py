@@ -197,12 +197,7 @@ def annotate(
         _print_json(run.counts())
     else:
         _print_run(run)
-    if run.state == "interrupted":
-        _complain(
-            f"stopped with {run.left} clips and {run.inputs_left} inputs left. The same command goes on from here"
-        )
-        return 130
-    return 1 if run.failed else 0
+    return _ending(run)
 
 
 @app.command
@@ -349,10 +344,7 @@ def render(
     else:
         _print_yield(run)
         _print_run(run)
-    if run.state == "interrupted":
-        _complain(f"stopped with {run.left} candidates and {run.inputs_left} scenes left. The same command goes on")
-        return 130
-    return 1 if run.failed else 0
+    return _ending(run, "candidates", "scenes")
 
 
 @app.command
@@ -572,10 +564,7 @@ def generate(
         _print_run(run)
         if image is not None and run.ok:
             print(f"video:    {run.out / name}.mp4")
-    if run.state == "interrupted":
-        _complain(f"stopped with {run.left} clips and {run.inputs_left} inputs left. The same command goes on")
-        return 130
-    return 1 if run.failed else 0
+    return _ending(run)
 
 
 @app.command
@@ -1157,6 +1146,15 @@ def _print_run(run: Any) -> None:
     print(f"manifest: {run.out}")
     if run.report:
         print(f"report:   {run.report}")
+
+
+def _ending(run: Any, clips: str = "clips", inputs: str = "inputs") -> int:
+    """The exit code of a run; what is left of one that was interrupted is told."""
+    if run.state == "interrupted":
+        left = f"{run.left} {clips} and {run.inputs_left} {inputs} left"
+        _complain(f"stopped with {left}. The same command goes on from here")
+        return 130
+    return 1 if run.failed else 0
 
 
 def _print_yield(run: Any) -> None:

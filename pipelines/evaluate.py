@@ -40,6 +40,7 @@ from ..geometry import align_similarity, angle_between_deg, invert_pose, pose
 from ..records import BadMedia, LongtakeError, Rejected, Shot, VideoInfo
 from .config import UsageError
 from .run import given_file
+from .stages import write_atomic
 
 ORIGINS = ("generated", "rendered")  # rows whose camera was there before the video
 LEAST_SIDE = 256  # px that smaller videos are enlarged to: the tracker's features have a size of their own
@@ -381,6 +382,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write(evaluation: Evaluation, path: Path) -> None:
     """The whole as JSON; the file is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(evaluation.tree(), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomic(path, json.dumps(evaluation.tree(), indent=1) + "\n")
