@@ -179,12 +179,12 @@ def numbers(values: Any, what: str, where: object) -> NDArray[np.float64]:
 
 
 def read_npy(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> NDArray:
-    """An array of numbers, booleans or fixed-width text; its header is believed only where the file is as long.
+    """An array of numbers, booleans or fixed-width text; its header is believed only where the file is just as long.
 
     Raises:
-        BadMedia: unreadable or too_large.
+        BadMedia: unreadable.
     """
-    with told(path), open(regular(path), "rb") as file:
+    with told(path, " as a .npy file"), open(regular(path), "rb") as file:
         return _array(file, os.fstat(file.fileno()).st_size, max_bytes)
 
 
@@ -275,12 +275,15 @@ def _array(file: IO[bytes], size: int, max_bytes: int) -> NDArray:
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, in_columns, dtype = read_header(file)  # ast.literal_eval of at most 10,000 characters
     if dtype.hasobject or dtype.kind not in "fiubU" or not dtype.itemsize:
-        raise ValueError(f"its array holds {dtype}, not numbers or text")
+        words = "; pickles are never read" if dtype.hasobject else ""
+        raise ValueError(f"its array holds {dtype}, not numbers or text{words}")
     if any(n < 0 for n in shape) or len(shape) > 8:
         raise ValueError(f"its array has the shape {shape}")
     wanted = math.prod(shape) * dtype.itemsize
-    if wanted > max_bytes or wanted > size:
-        raise ValueError(f"its header speaks of {wanted} bytes, but it has {size}, and {max_bytes} are the limit")
+    if wanted > max_bytes:
+        raise ValueError(f"its header speaks of {wanted} bytes, over {max_bytes >> 20} MiB")
+    if wanted != size - file.tell():
+        raise ValueError(f"its header speaks of {wanted} bytes, which it does not have: damaged?")
     data = file.read(wanted)
     if len(data) != wanted:
         raise ValueError(f"its array ends after {len(data)} of {wanted} bytes")
@@ -290,7 +293,8 @@ def _array(file: IO[bytes], size: int, max_bytes: int) -> NDArray:
 
 
 @contextmanager
-def told(path: object) -> Iterator[None]:
+def told(path: object, form: str = "") -> Iterator[None]:
+    """What NumPy, zipfile and the like raise of a file, as BadMedia that names it; `form` says what it was read as."""
     try:
         yield
     except OSError as error:
@@ -298,4 +302,4 @@ def told(path: object) -> Iterator[None]:
     except BadMedia:
         raise
     except _DAMAGED as error:
-        raise BadMedia("unreadable", f"{path} cannot be read: {error or type(error).__name__}") from error
+        raise BadMedia("unreadable", f"{path} cannot be read{form}: {error or type(error).__name__}") from error

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..annotate.given import UNREADABLE
 from ..annotate.video import VideoConfig, probe, read_rgb
+from ..datasets import safe
 from ..datasets.readers import read_clip
 from ..datasets.row_files import local_file
 from ..geometry import invert_pose
@@ -599,27 +599,17 @@ def read_npy(path: Path, option: str) -> NDArray[np.float64]:
     """The numbers of a .npy file; its header is believed only after it was checked, and nothing in it is ever run.
 
     Raises:
-        UsageError: it is none, holds no numbers, or claims more than it has or may have.
+        UsageError: it is none, holds no numbers, or claims other than it has or may have.
     """
-    where = f"{option} {path}"
+    if not path.exists():
+        raise UsageError(f"{option} {path}: no such file")
     try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, kind = read(file)
-            size = math.prod(shape) * kind.itemsize
-            if kind.kind not in "fiu" or kind.hasobject:
-                raise UsageError(f"{where} holds {kind}, not numbers" + ("; pickles are never read" * kind.hasobject))
-            if size > MAX_ARRAY_BYTES:
-                raise UsageError(f"{where}: an array of shape {list(shape)}, over {MAX_ARRAY_BYTES >> 20} MiB")
-            if size != os.fstat(file.fileno()).st_size - file.tell():
-                raise UsageError(f"{where}: its header says {size} bytes of numbers, which it does not have: damaged?")
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
-    except FileNotFoundError as error:
-        raise UsageError(f"{where}: no such file") from error
-    except UNREADABLE as error:
-        raise UsageError(f"{where} cannot be read as a .npy file: {error}") from error
+        array = safe.read_npy(path, MAX_ARRAY_BYTES)
+    except BadMedia as error:
+        raise UsageError(f"{option} {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise UsageError(f"{option} {path} holds {array.dtype}, not numbers")
+    return array.astype(np.float64)
 
 
 def manifest_row(folder: Path, clip: str | None) -> Mapping[str, Any]:
