@@ -290,6 +290,10 @@ class Manifest:
         """The clip_id of every row."""
         return set(self.table(["clip_id"])["clip_id"].to_pylist())
 
+    def matching(self, beginning: str) -> list[str]:
+        """The ids that begin so, sorted."""
+        return sorted(clip_id for clip_id in self.ids() if clip_id.startswith(beginning))
+
     def table(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> pa.Table:
         """Rows of the newest snapshot as an Arrow table.
 

@@ -29,6 +29,7 @@ from ..model.sana_wm.camera import STRIDE
 from ..model.sana_wm.path import CameraPath, backwards, faster, first_frames, given_path, path_of_clip, there_and_back
 from ..records import BadMedia, LongtakeError, VideoInfo
 from .annotate import read_intrinsics
+from .clips import row_of_clip
 from .config import UsageError, digest, to_tree
 
 MIN_FRAMES = STRIDE + 1  # of the shortest video
@@ -614,14 +615,7 @@ def read_npy(path: Path, option: str) -> NDArray[np.float64]:
 
 def manifest_row(folder: Path, clip: str | None) -> Mapping[str, Any]:
     """The row of a clip, by the beginning of its id, or a manifest's only one; raises UsageError where it is none."""
-    from ..datasets.manifest import open_manifest
-
-    found = open_manifest(folder)
-    matches = [name for name in found.ids() if clip is None or name.startswith(clip)]
-    if len(matches) != 1:
-        which = "" if clip is None else f" with an id that begins with {clip}"
-        raise UsageError(f"{folder} has {len(matches)} clips{which}: name one, by the beginning of its id")
-    row = found.row(matches[0])
+    row = row_of_clip(folder, clip, ", by the beginning of its id")
     return {name: row[name] for name in ROW_COLUMNS}
 
 

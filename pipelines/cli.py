@@ -703,7 +703,7 @@ def show(folder: str, clip_id: str | None = None, /, *, json: Json = False) -> N
     if clip_id is None:
         _print_rows(found.rows(SHOWN), json)
         return
-    matches = sorted(i for i in found.ids() if i.startswith(clip_id))
+    matches = found.matching(clip_id)
     if len(matches) != 1:
         raise UsageError(f"{len(matches)} clips of {folder} have an id that begins with {clip_id}")
     row = found.row(matches[0])

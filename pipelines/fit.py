@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from ..annotate.depth_clip import DepthClip, open_depth
 from ..annotate.video import pictures, probe
-from ..datasets.manifest import open_manifest
 from ..datasets.readers import read_clip
 from ..datasets.row_files import local_file
 from ..geometry import distort
@@ -31,6 +30,7 @@ from ..render.fit import Densify, FitConfig, Fitted, Rasterize, fit, split
 from ..render.fit_gsplat import check_gpu, gsplat_densify, gsplat_rasterize
 from ..render.scene import WRITERS, write_scene
 from ..render.views import Points, Views, colmap_points, depth_points, random_points
+from .clips import row_of_clip
 from .config import MissingPart, UsageError, config_hash, to_tree
 
 DEPTH_FRAMES = 24  # of a clip, that first points are taken from
@@ -167,14 +167,9 @@ def read_source(source: Path, clip: str | None, config: SceneConfig) -> tuple[Vi
 
 
 def _read_clip(manifest: Path, name: str | None, config: SceneConfig) -> tuple[Views, Points, str]:
-    found = open_manifest(manifest)
-    matches = [i for i in found.ids() if name is None or i.startswith(name)]
-    if len(matches) != 1:
-        which = "" if name is None else f" with an id that begins with {name}"
-        raise UsageError(f"{manifest} has {len(matches)} clips{which}: name one with --clip ID")
-    row = found.row(matches[0])
+    row = row_of_clip(manifest, name)
     if row["c2w"] is None:
-        raise BadMedia("no_poses", f"clip {matches[0]} has status {row['status']} and no poses to train with")
+        raise BadMedia("no_poses", f"clip {row['clip_id']} has status {row['status']} and no poses to train with")
     clip = read_clip(row)
     info = probe(local_file(manifest, row))
     if info.sha256 != row["sha256"]:

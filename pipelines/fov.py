@@ -16,6 +16,7 @@ from ..model import intrinsics as cameras
 from ..model.exif import read_exif
 from ..model.intrinsics import Reading
 from ..records import VideoInfo
+from .clips import row_of_clip
 from .config import UsageError
 
 Network = Callable[[NDArray[np.uint8]], Reading]
@@ -86,7 +87,7 @@ def examine(
     lacking = False
     sources: dict[str, Callable[[], list[Reading]]] = {}
     if manifest is not None:
-        row = _row(manifest, clip)
+        row = row_of_clip(manifest, clip)
         sources["manifest"] = lambda: [_from_row(row, frame, width, height)]
     (rgb,) = read_rgb(info, [0])
     sources |= {name: lambda ask=ask: [ask(rgb)] for name, ask in networks.items()}
@@ -117,17 +118,6 @@ def _from_exif(info: VideoInfo) -> list[Reading]:
     if not readings:
         raise LongtakeError(f"{path} has no EXIF that tells a focal length in pixels")
     return readings
-
-
-def _row(manifest: Path, clip: str | None) -> Mapping[str, Any]:
-    from ..datasets.manifest import open_manifest
-
-    found = open_manifest(manifest)
-    matches = [name for name in found.ids() if clip is None or name.startswith(clip)]
-    if len(matches) != 1:
-        which = "" if clip is None else f" with an id that begins with {clip}"
-        raise UsageError(f"{manifest} has {len(matches)} clips{which}: name one with --clip ID")
-    return found.row(matches[0])
 
 
 def _from_row(row: Mapping[str, Any], frame: int, width: int, height: int) -> Reading:

@@ -31,6 +31,7 @@ from ..render.camera_path import FAMILIES, PathConfig, propose, survey
 from ..render.gaussians import Gaussians
 from ..render.lift import Fusion, LiftConfig, Lifted, RgbdFrame, fly, lift_frame
 from ..render.tsdf import TsdfFusion
+from .clips import row_of_clip
 from .config import UsageError
 
 Network = Literal["moge2", "pi3x", "pi3x+moge2"]
@@ -115,17 +116,11 @@ def open_source(path: str, inputs: Inputs, *, backends: Backends | None = None) 
 
 
 def _of_row(folder: Path, inputs: Inputs) -> Source:
-    from ..datasets.manifest import open_manifest
     from ..datasets.readers import read_clip
     from ..datasets.row_files import local_file
 
-    manifest = open_manifest(folder)
-    matches = sorted(i for i in manifest.ids() if inputs.clip is None or i.startswith(inputs.clip))
-    if len(matches) != 1:
-        which = "" if inputs.clip is None else f" with an id that begins with {inputs.clip}"
-        raise UsageError(f"{folder} has {len(matches)} clips{which}: name one with --clip ID")
-    row = manifest.row(matches[0])
-    name = f"clip {matches[0][:8]}"
+    row = row_of_clip(folder, inputs.clip)
+    name = f"clip {row['clip_id'][:8]}"
     if row["c2w"] is None:
         raise UsageError(f"{name} has status {row['status']} and no poses")
     if row["depth_uri"] is None:
