@@ -6,20 +6,19 @@ environment lacks something, and what to do is said; 130 stopped by Ctrl-C, the 
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from ..errors import BadMedia, BadWeights, LongtakeError
-from . import manifest_commands
+from . import manifest_commands, result_commands, weights_commands
 from .config import MissingPart, RunStopped, UsageError, resolve
 from .display import printable
 from .lift import lift, preview
+from .printing import Json, complain, ending, print_facts, print_json, print_run, print_yield
 
 app = App(
     name="longtake",
@@ -35,8 +34,29 @@ weights = App(name="weights", help="The networks' weights: what there is, what i
 app.command(weights)
 app.command(lift)
 app.command(preview)
-
-Json = Annotated[bool, Parameter(help="Print JSON.")]
+app.command(result_commands.report)
+app.command(result_commands.view)
+app.command(result_commands.score)
+app.command(result_commands.evaluate)
+app.command(result_commands.fov)
+app.command(result_commands.doctor)
+stage.command(result_commands.replay)
+manifest.command(manifest_commands.show)
+manifest.command(manifest_commands.validate)
+manifest.command(manifest_commands.query)
+manifest.command(manifest_commands.export)
+manifest.command(manifest_commands.import_collection, name="import")
+manifest.command(manifest_commands.filter)
+manifest.command(manifest_commands.stats)
+manifest.command(manifest_commands.card)
+manifest.command(manifest_commands.merge)
+manifest.command(manifest_commands.compact)
+manifest.command(manifest_commands.migrate)
+manifest.command(manifest_commands.gc)
+weights.command(weights_commands.list_weights, name="list")
+weights.command(weights_commands.plan_weights, name="plan")
+weights.command(weights_commands.fetch_weights, name="fetch")
+weights.command(weights_commands.verify_weights, name="verify")
 
 
 def main() -> None:
@@ -51,21 +71,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        _complain("stopped. What is on record stays; the same command goes on from there")
+        complain("stopped. What is on record stays; the same command goes on from there")
         sys.exit(130)
     except MissingPart as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(3)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "longtake":
             raise
-        _complain(f"the Python package {error.name} is not installed: pip install {error.name} (see `longtake doctor`)")
+        complain(f"the Python package {error.name} is not installed: pip install {error.name} (see `longtake doctor`)")
         sys.exit(3)
     except OSError as error:  # a disk that is full or may not be written, a file that went away
-        _complain(f"{error}. What is on record stays; the same command goes on from there")
+        complain(f"{error}. What is on record stays; the same command goes on from there")
         sys.exit(3)
     except LongtakeError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(1 if isinstance(error, (BadMedia, BadWeights, RunStopped)) else 2)
 
 
@@ -194,10 +214,10 @@ def annotate(
         quiet=quiet,
     )
     if json:
-        _print_json(run.counts())
+        print_json(run.counts())
     else:
-        _print_run(run)
-    return _ending(run)
+        print_run(run)
+    return ending(run)
 
 
 @app.command
@@ -340,11 +360,11 @@ def render(
         quiet=quiet,
     )
     if json:
-        _print_json(run.counts())
+        print_json(run.counts())
     else:
-        _print_yield(run)
-        _print_run(run)
-    return _ending(run, "candidates", "scenes")
+        print_yield(run)
+        print_run(run)
+    return ending(run, "candidates", "scenes")
 
 
 @app.command
@@ -537,7 +557,7 @@ def generate(
 
         planned = plan_run(resolved, out=output_dir, name=name, **chosen)
         if json:
-            _print_json(planned.facts())
+            print_json(planned.facts())
         else:
             print("\n".join(printable(line) for line in planned.lines()))
         return 3 if planned.obstacles else 0
@@ -559,12 +579,12 @@ def generate(
         **chosen,
     )
     if json:
-        _print_json(run.counts())
+        print_json(run.counts())
     else:
-        _print_run(run)
+        print_run(run)
         if image is not None and run.ok:
             print(f"video:    {run.out / name}.mp4")
-    return _ending(run)
+    return ending(run)
 
 
 @app.command
@@ -632,9 +652,9 @@ def fit(
     progress = pipeline.say_nothing if quiet else pipeline.say
     facts = pipeline.fit_scene(source, out=out, config=resolved, clip=clip, device=device, progress=progress)
     if json:
-        _print_json(facts)
+        print_json(facts)
     else:
-        _print_facts(facts)
+        print_facts(facts)
 
 
 @app.command
@@ -674,424 +694,10 @@ def probe(file: str, /, *, stills: bool = False, json: Json = False) -> None:
     facts = {f.name: getattr(info, f.name) for f in fields(info)}
     facts |= {"pts_ns": info.pts_ns.tolist(), "num_frames": info.num_frames, "fps": info.fps}
     if json:
-        _print_json(facts)
+        print_json(facts)
         return
     del facts["pts_ns"], facts["image_paths"]
-    _print_facts(facts | {"duration_s": round(float(info.pts_ns[-1]) / 1e9, 3)})
-
-
-# ---- the manifest ------------------------------------------------------------------------------------------------
-
-Where = Annotated[str | None, Parameter(help="Condition on rows, such as \"status == 'ok' and num_frames >= 100\".")]
-SHOWN = "clip_id source_uri status num_frames motion_class fov_x_median_deg tracked_ratio filter_reasons".split()
-
-
-@manifest.command
-def show(folder: str, clip_id: str | None = None, /, *, json: Json = False) -> None:
-    """List the clips of a manifest, or all that is known of one of them.
-
-    Parameters
-    ----------
-    folder
-        Folder of the manifest, or its address (s3://bucket/prefix).
-    clip_id
-        One clip; the beginning of its id is enough.
-    """
-    from ..datasets.manifest import open_manifest
-
-    found = open_manifest(folder)
-    if clip_id is None:
-        _print_rows(found.rows(SHOWN), json)
-        return
-    matches = found.matching(clip_id)
-    if len(matches) != 1:
-        raise UsageError(f"{len(matches)} clips of {folder} have an id that begins with {clip_id}")
-    row = found.row(matches[0])
-    if json:
-        _print_json(row)
-    else:
-        _print_facts({name: _short(value) for name, value in row.items() if value is not None})
-
-
-@manifest.command
-def validate(folder: str, /, *, hashes: bool = False, json: Json = False) -> int:
-    """Check every row and every file that the manifest names; exit code 1 where something is wrong.
-
-    Parameters
-    ----------
-    folder
-        Folder of the manifest, or its address (s3://bucket/prefix).
-    hashes
-        Read every film that a row names, too, and compare its size and SHA-256 with the row.
-    """
-    from ..datasets.manifest import open_manifest
-
-    found = open_manifest(folder)
-    problems = found.validate(hashes=hashes)
-    if json:
-        _print_json({"clips": len(found), "problems": problems})
-    else:
-        print("\n".join(problems) if problems else f"{len(found)} clips, nothing wrong")
-    return 1 if problems else 0
-
-
-@manifest.command
-def query(folder: str, /, where: Where = None, *, columns: str | None = None, json: Json = False) -> None:
-    """Print the rows that meet a condition.
-
-    Parameters
-    ----------
-    folder
-        Folder of the manifest, or its address (s3://bucket/prefix).
-    columns
-        Names, separated by commas; those of `show` without it.
-    """
-    from ..datasets.manifest import open_manifest
-
-    names = columns.replace(" ", "").split(",") if columns else SHOWN
-    _print_rows(open_manifest(folder).rows(names, _condition(where)), json)
-
-
-manifest.command(manifest_commands.export)
-manifest.command(manifest_commands.import_collection, name="import")
-manifest.command(manifest_commands.filter)
-manifest.command(manifest_commands.stats)
-manifest.command(manifest_commands.card)
-manifest.command(manifest_commands.merge)
-manifest.command(manifest_commands.compact)
-manifest.command(manifest_commands.migrate)
-manifest.command(manifest_commands.gc)
-
-
-@stage.command
-def replay(
-    folder: Path,
-    name: Annotated[str, Parameter(name="STAGE")] = "",
-    /,
-    *,
-    clip: str = "",
-    key: str | None = None,
-    to: Path | None = None,
-    json: Json = False,
-) -> int:
-    """Run one stage again on the inputs that a run saved, and compare; exit code 1 where it fails.
-
-    Nothing of the run is changed, and nothing of this is used by later runs.
-
-    Parameters
-    ----------
-    folder
-        The folder that was named with --out.
-    name
-        The stage, such as track.
-    clip
-        Part of the clip's name, as the run showed it. Not needed where the stage has one result.
-    key
-        The result's key, or its beginning, in place of stage and clip.
-    to
-        Folder for the new result; FOLDER/replay without it.
-    """
-    from . import replay as again
-
-    store = again.Artifacts(folder.absolute() / "artifacts")
-    if key is None and not name:
-        raise UsageError("say which stage, or --key")
-    found = again.find_key(store, key) if key is not None else again.find_call(store, name, clip)
-    facts = again.replay(store, found, (to or folder / "replay").absolute()).facts()
-    if json:
-        _print_json(facts)
-    else:
-        _print_facts({name: value for name, value in facts.items() if name != "trace"})
-        if facts["trace"]:
-            print("\n".join(map(printable, facts["trace"].splitlines())))
-    return 1 if facts["now"] == "failed" else 0
-
-
-# ---- looking at results ------------------------------------------------------------------------------------------
-
-
-@app.command
-def report(run: Path, /, *, out: Path | None = None, clip: tuple[str, ...] = ()) -> None:
-    """Write one HTML page that shows a run and its clips; it needs nothing else to be looked at.
-
-    Parameters
-    ----------
-    run
-        Folder that was named with --out when annotating.
-    out
-        The page; report.html in that folder without it.
-    clip
-        Clips to show in full; the first 50 without it.
-    """
-    from ..datasets.report import write_report
-
-    print(write_report(run, out, clip_ids=list(clip) or None))
-
-
-@app.command
-def view(folder: Path, clip_id: str | None = None, /, *, out: Path | None = None) -> None:
-    """Write a clip as a Rerun recording (.rrd): its camera, pictures and depth; for a rendered one the scene too.
-
-    Parameters
-    ----------
-    folder
-        Folder of the manifest.
-    clip_id
-        The clip; the manifest's only one without it.
-    out
-        The recording; CLIP_ID.rrd in that folder without it.
-    """
-    from .view import view as write_view
-
-    path, notes = write_view(folder, out, clip_id=clip_id)
-    for words in notes:
-        _complain(words)
-    print(path)
-
-
-@app.command
-def score(prediction: Path, truth: Path, /, *, json: Json = False) -> None:
-    """Compare an estimated camera track with the truth: two .npz files with c2w, K and optionally pose_valid.
-
-    Parameters
-    ----------
-    prediction
-        As `longtake manifest export --to npz` writes it.
-    truth
-        The same for the true camera.
-    """
-    from ..datasets.score import score_files
-
-    figures = score_files(prediction, truth)
-    if json:
-        _print_json(figures)
-    else:
-        _print_facts({name: None if value is None else f"{value:.6g}" for name, value in figures.items()})
-
-
-@app.command
-def evaluate(
-    *inputs: Annotated[str, Parameter(name="INPUT", required=True)],
-    poses: str | None = None,
-    intrinsics: str | None = None,
-    out: Path | None = None,
-    jobs: int = 1,
-    json: Json = False,
-) -> int:
-    """Say whether generated videos follow the camera that they were asked for, beside a camera that never moves.
-
-    They are tracked as any footage is. Clips that cannot be tracked count as standing still. Exit code 1 where a clip
-    could not be scored at all.
-
-    Parameters
-    ----------
-    inputs
-        Manifests with generated or rendered clips; with --poses, videos.
-    poses
-        The poses that each video was asked for: .npy, .npz or text, camera to world; {folder} and {stem} in the name
-        stand for the video's.
-    intrinsics
-        The videos' camera where it is known, in pixels: f, or fx,fy,cx,cy, or a file that holds them.
-    out
-        JSON file for the figures.
-    jobs
-        Clips worked on at the same time.
-    """
-    from . import evaluate as pipeline
-    from .annotate import read_intrinsics
-
-    numbers = None if intrinsics is None else read_intrinsics(intrinsics)
-    found = pipeline.evaluate(*inputs, poses=poses, intrinsics=numbers, jobs=jobs)
-    if out is not None:
-        pipeline.write(found, out)
-    if json:
-        _print_json(found.tree())
-    else:
-        for line in pipeline.table(found.rows()):
-            print(printable(line))
-        print(f"could not be tracked, and count as standing still: {found.untracked} of {len(found.clips)}")
-        for name, why in found.failed:
-            print(printable(f"not scored: {name}: {why}"))
-    return 1 if found.failed else 0
-
-
-@app.command
-def fov(
-    image: str,
-    /,
-    *,
-    intrinsics: str | None = None,
-    row: Path | None = None,
-    clip: str | None = None,
-    frame: int = 0,
-    json: Json = False,
-) -> int:
-    """Say which camera took a picture, by every source at hand, and whether it can be generated from.
-
-    Both fields of view must lie between 25 and 120 degrees; exit code 1 where they do not.
-
-    Parameters
-    ----------
-    image
-        A picture; of a video or a folder the first frame.
-    intrinsics
-        The known camera in pixels: f, or fx,fy,cx,cy, or a file that holds them.
-    row
-        Manifest that has the picture as a frame.
-    clip
-        The clip; the beginning of its id is enough, and the manifest's only one needs none.
-    frame
-        The frame of the clip; its first without it.
-    """
-    from . import fov as pipeline
-    from .annotate import read_intrinsics
-
-    numbers = None if intrinsics is None else read_intrinsics(intrinsics)
-    answer = pipeline.examine(image, numbers=numbers, manifest=row, clip=clip, frame=frame)
-    rows, used = answer.rows(), answer.readings[0]
-    if json:
-        counts = {"used": used.source, "intrinsics": used.intrinsics, "width": used.width, "height": used.height}
-        _print_json(counts | {"problem": answer.problem, "readings": rows, "left_out": answer.left_out})
-    else:
-        _print_rows(rows, False)
-        print(f"{used.source} counts; focal_pct: how much longer the focal length is than by {used.source}")
-        for source, why in answer.left_out.items():
-            print(printable(f"left out: {source}: {why}"))
-    if answer.problem:
-        _complain(answer.problem)
-    return 1 if answer.problem else 0
-
-
-@app.command
-def doctor(*, json: Json = False) -> int:
-    """Check whether this machine has all that longtake needs; exit code 3 where something is missing."""
-    from dataclasses import asdict
-
-    from .doctor import examine
-
-    findings = list(examine())
-    if json:
-        _print_json([asdict(finding) for finding in findings])
-    else:
-        signs = {"ok": "ok      ", "missing": "MISSING ", "optional": "optional"}
-        for finding in findings:
-            print(f"{signs[finding.state]}  {finding.name}: {finding.words}")
-    return 3 if any(finding.state == "missing" for finding in findings) else 0
-
-
-# ---- the networks' weights ---------------------------------------------------------------------------------------
-
-Names = Annotated[str, Parameter(name="NAME", required=True)]
-
-
-@weights.command(name="list")
-def list_weights(*, json: Json = False) -> None:
-    """List the networks, what their weights may be used for, and which are here."""
-    from .weights import list_networks
-
-    rows = list_networks()
-    if json:
-        _print_json(rows)
-        return
-    _print_rows(
-        (
-            {
-                "network": row["network"],
-                "state": row["state"],
-                "size": row["size"],
-                "licence": row["licence"],
-                "accepted": row["licence_state"],
-                "for": row["use"],
-            }
-            for row in rows
-        ),
-        False,
-    )
-
-
-@weights.command(name="plan")
-def plan_weights(*names: Names, json: Json = False) -> int:
-    """Say what would be downloaded; exit code 3 where something stands in the way. Needs no network.
-
-    Parameters
-    ----------
-    names
-        Networks of `longtake weights list`, or the groups annotate, generate, refine.
-    """
-    from ..model.hub import in_words
-    from .weights import plan
-
-    rows, obstacles = plan(names)
-    total = sum(row["to_download"] for row in rows)
-    if json:
-        _print_json({"files": rows, "bytes_to_download": total, "obstacles": obstacles})
-    else:
-        for row in rows:
-            print(printable(f"{row['network']}  {row['file']}  {row['location'] or row['size'] + ' to download'}"))
-        print(f"{'' if all(row['exact'] for row in rows) else 'about '}{in_words(total)} to download")
-        for obstacle in obstacles:
-            _complain(obstacle)
-    return 3 if obstacles else 0
-
-
-@weights.command(name="fetch")
-def fetch_weights(
-    *names: Names,
-    folder: Annotated[Path | None, Parameter(name="--from")] = None,
-    revision: str | None = None,
-    accept_licence: bool = False,
-    for_another_machine: bool = False,
-    json: Json = False,
-    quiet: bool = False,
-) -> int:
-    """Download networks' weights into the hub's cache and check them. The same command again goes on where it stopped.
-
-    Parameters
-    ----------
-    names
-        Networks of `longtake weights list`, or the groups annotate, generate, refine.
-    folder
-        Take the files of this folder instead, where they stay.
-    revision
-        Another commit, branch or tag than the pinned commit; for one network.
-    accept_licence
-        You accept the licences of these networks. Once is enough.
-    for_another_machine
-        Do not ask whether this one has the memory.
-    quiet
-        Show no progress.
-    """
-    from .weights import exit_code, fetch
-
-    if quiet:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
-    rows = fetch(
-        names,
-        folder=folder,
-        revision=revision,
-        accept_licence=accept_licence,
-        for_another_machine=for_another_machine,
-    )
-    _print_weights(rows, json)
-    return exit_code(rows)
-
-
-@weights.command(name="verify")
-def verify_weights(*names: Annotated[str, Parameter(name="NAME")], json: Json = False) -> int:
-    """Read fetched weights again and compare sizes and hashes; exit code 1 where one is wrong.
-
-    Parameters
-    ----------
-    names
-        Networks or groups; all that were fetched without it.
-    """
-    from .weights import exit_code, verify
-
-    rows = verify(names)
-    _print_weights(rows, json)
-    return exit_code(rows)
+    print_facts(facts | {"duration_s": round(float(info.pts_ns[-1]) / 1e9, 3)})
 
 
 # ---- reading options ---------------------------------------------------------------------------------------------
@@ -1121,100 +727,3 @@ def _scale(text: str) -> float | None:
         return float(text)
     except ValueError as error:
         raise UsageError(f"--scene-scale {text}: wanted metres a unit of the scene, or metric or relative") from error
-
-
-# ---- printing ----------------------------------------------------------------------------------------------------
-
-
-def _complain(words: str) -> None:
-    print(f"longtake: {printable(words)}", file=sys.stderr)
-
-
-def _condition(where: str | None) -> Any:
-    from ..datasets.where import parse_where
-
-    return None if where is None else parse_where(where)
-
-
-def _print_run(run: Any) -> None:
-    print(f"{run.clips} clips = {run.ok} ok + {run.filtered} filtered + {run.failed} failed", end="")
-    print(f" + {run.left} left" if run.left else "", end="")
-    print(f", from {run.inputs} inputs" + (f" (duplicates: {run.duplicates})" if run.duplicates else ""), end="")
-    print(f", in {run.seconds:.1f} s")
-    for reason, count in run.reasons.items():
-        print(f"  {count} x {reason}")
-    print(f"manifest: {run.out}")
-    if run.report:
-        print(f"report:   {run.report}")
-
-
-def _ending(run: Any, clips: str = "clips", inputs: str = "inputs") -> int:
-    """The exit code of a run; what is left of one that was interrupted is told."""
-    if run.state == "interrupted":
-        left = f"{run.left} {clips} and {run.inputs_left} {inputs} left"
-        _complain(f"stopped with {left}. The same command goes on from here")
-        return 130
-    return 1 if run.failed else 0
-
-
-def _print_yield(run: Any) -> None:
-    """What became of the candidates, by family."""
-    reasons = {reason: None for row in run.families.values() for reason in row}
-    _print_rows(({"family": name} | {r: row.get(r, 0) for r in reasons} for name, row in run.families.items()), False)
-    print(f"{run.candidates} candidates, {sum(run.rejected.values())} rejected")
-
-
-def _print_json(tree: object) -> None:
-    print(json_format.dumps(tree, indent=1, default=_plain, ensure_ascii=False))
-
-
-def _plain(value: Any) -> Any:
-    """NumPy arrays and numbers, times and paths as JSON has them."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _print_facts(facts: Mapping[str, object]) -> None:
-    width = max(map(len, facts), default=0)
-    for name, value in facts.items():
-        words = ", ".join(f"{n} {count}" for n, count in value.items()) if isinstance(value, dict) else value
-        print(f"{name:<{width}}  {'-' if words is None else printable(str(words))}")
-
-
-def _print_rows(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
-    """A table with a head, columns apart by two spaces; JSON lines where asked for."""
-    if as_json:
-        for row in rows:
-            print(json_format.dumps(row, default=_plain, ensure_ascii=False))
-        return
-    lines: list[Sequence[str]] = []
-    for row in rows:
-        lines = lines or [list(row)]
-        lines.append([_short(value) for value in row.values()])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _print_weights(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print_json(rows)
-        return
-    for row in rows:
-        if row["problem"]:
-            _complain(row["problem"])
-            continue
-        print(f"{row['network']}: ready, {row['size']}, commit {row['revision'] or 'unknown'}")
-        print(f"  {row['licence']}, {row['licence_url']}")
-        for location in row["files"].values():
-            print(f"  {printable(location)}")
-
-
-def _short(value: Any) -> str:
-    """A value of a row in a few characters; long lists by their length."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if hasattr(value, "__len__") and not isinstance(value, str):
-        return ",".join(map(str, value)) if len(value) <= 4 else f"[{len(value)} values]"
-    return printable(str(value))

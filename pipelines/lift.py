@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .config import UsageError
+from .printing import Json, print_facts, print_json
 
 FRAMES = 24  # that a scene is lifted from, unless said otherwise
-Json = Annotated[bool, Parameter(help="Print JSON.")]
 
 
 def lift(
@@ -73,7 +73,6 @@ def lift(
     """
     from ..render.lift import LiftConfig
     from ..render.scene import WRITERS, write_scene
-    from .cli import _print_facts, _print_json
     from .lifting import lift_source, open_source
 
     if fuse == "tsdf" and sky == "shell":
@@ -98,7 +97,7 @@ def lift(
         "unit": "m" if opened.metric else "arbitrary",
         "seconds": round(time.perf_counter() - start, 3),
     }
-    (_print_json if json else _print_facts)(facts)
+    (print_json if json else print_facts)(facts)
     return 0
 
 
@@ -165,7 +164,6 @@ def preview(
     import numpy as np
 
     from ..model.sana_wm.actions import FPS
-    from .cli import _print_facts, _print_json
     from .lifting import PATH_FRAMES, facts, open_source
     from .lifting import preview as fly_through
 
@@ -195,9 +193,9 @@ def preview(
     if json:
         shares = [round(float(share), 5) for share in made.hole_share]
         nearest = [round(float(d), 4) if np.isfinite(d) else None for d in made.nearest]
-        _print_json(told | {"drawn_frames": list(made.drawn), "hole_share": shares, "nearest": nearest})
+        print_json(told | {"drawn_frames": list(made.drawn), "hole_share": shares, "nearest": nearest})
         return 0
-    _print_facts({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in told.items()})
+    print_facts({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in told.items()})
     step = max(1, int(FPS / every))
     print(f"{'second':>8}  {'holes':>7}  {'nearest':>8}")
     for i in range(0, len(made.drawn), step):

@@ -10,9 +10,73 @@ from cyclopts import Parameter
 
 from .config import UsageError
 from .display import printable
+from .printing import Json, print_facts, print_json, print_rows, short
 
-Json = Annotated[bool, Parameter(help="Print JSON.")]
 Where = Annotated[str | None, Parameter(help="Condition on rows, such as \"status == 'ok' and num_frames >= 100\".")]
+SHOWN = "clip_id source_uri status num_frames motion_class fov_x_median_deg tracked_ratio filter_reasons".split()
+
+
+def show(folder: str, clip_id: str | None = None, /, *, json: Json = False) -> None:
+    """List the clips of a manifest, or all that is known of one of them.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest, or its address (s3://bucket/prefix).
+    clip_id
+        One clip; the beginning of its id is enough.
+    """
+    from ..datasets.manifest import open_manifest
+
+    found = open_manifest(folder)
+    if clip_id is None:
+        print_rows(found.rows(SHOWN), json)
+        return
+    matches = found.matching(clip_id)
+    if len(matches) != 1:
+        raise UsageError(f"{len(matches)} clips of {folder} have an id that begins with {clip_id}")
+    row = found.row(matches[0])
+    if json:
+        print_json(row)
+    else:
+        print_facts({name: short(value) for name, value in row.items() if value is not None})
+
+
+def validate(folder: str, /, *, hashes: bool = False, json: Json = False) -> int:
+    """Check every row and every file that the manifest names; exit code 1 where something is wrong.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest, or its address (s3://bucket/prefix).
+    hashes
+        Read every film that a row names, too, and compare its size and SHA-256 with the row.
+    """
+    from ..datasets.manifest import open_manifest
+
+    found = open_manifest(folder)
+    problems = found.validate(hashes=hashes)
+    if json:
+        print_json({"clips": len(found), "problems": problems})
+    else:
+        print("\n".join(problems) if problems else f"{len(found)} clips, nothing wrong")
+    return 1 if problems else 0
+
+
+def query(folder: str, /, where: Where = None, *, columns: str | None = None, json: Json = False) -> None:
+    """Print the rows that meet a condition.
+
+    Parameters
+    ----------
+    folder
+        Folder of the manifest, or its address (s3://bucket/prefix).
+    columns
+        Names, separated by commas; those of `show` without it.
+    """
+    from ..datasets.manifest import open_manifest
+
+    names = columns.replace(" ", "").split(",") if columns else SHOWN
+    print_rows(open_manifest(folder).rows(names, _condition(where)), json)
 
 
 def export(
@@ -222,7 +286,7 @@ def filter(
         print(
             printable(f"{name}: {rates.dropped} of {rates.judged} clips dropped{_share(rates.dropped, rates.judged)}")
         )
-        _table(
+        print_rows(
             {
                 "rule": rule.metric,
                 "low": "-" if rule.low is None else f"{rule.low:g}",
@@ -236,7 +300,7 @@ def filter(
         )
         if rates.overlap:
             print("dropped by both:")
-            _table({"rule": a, "and": b, "clips": n} for a, b, n in rates.overlap[:20])
+            print_rows({"rule": a, "and": b, "clips": n} for a, b, n in rates.overlap[:20])
     facts: dict[str, Any] = {"rows": found.rows, "changed" + (" (not written)" if dry_run else ""): found.changed}
     if scores:
         facts |= {"scored": found.scored, "scores without a clip": found.scores_without_clip}
@@ -342,7 +406,7 @@ def gc(folder: str, /, *, min_age_s: float = 3600.0) -> None:
     print(f"{len(removed)} files removed")
 
 
-# ---- reading options and printing: `cli.py` has the latter, and imports this module ----------------------------------
+# ---- reading options and printing --------------------------------------------------------------------------------
 
 
 def _condition(where: str | None) -> Any:
@@ -369,12 +433,4 @@ def _progress(words: str) -> None:
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
-    from . import cli
-
-    (cli._print_json if as_json else cli._print_facts)(facts)
-
-
-def _table(rows: Any) -> None:
-    from . import cli
-
-    cli._print_rows(rows, False)
+    (print_json if as_json else print_facts)(facts)
