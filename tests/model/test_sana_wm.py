@@ -23,18 +23,9 @@ from longtake.model.sana_wm.config import SANA_WM, SanaWMConfig
 from longtake.model.sana_wm.load import load
 from longtake.model.sana_wm.network import Conditions, ConvMlp, Prepared, SanaWM
 
-NARROW = SanaWMConfig(  # case a1
-    latent_channels=16,
-    text_width=20,
-    plucker_channels=48,
-    heads=2,
-    head_dim=24,
-    text_heads=4,
-    depth=4,
-    softmax_blocks=(1, 3),
-    plucker_blocks=3,
-    ffn_width=96,
-)
+from ..tiny_sana_wm import NET
+
+NARROW = replace(NET, latent_channels=16)  # case a1
 WIDE = replace(
     NARROW, heads=1, head_dim=112, text_heads=2, depth=2, softmax_blocks=(1,), plucker_blocks=2, ffn_width=112
 )

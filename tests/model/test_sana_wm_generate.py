@@ -10,37 +10,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from longtake.errors import LongtakeError, MissingPart
 from longtake.model.sana_wm.actions import FIRST, steer
-from longtake.model.sana_wm.config import SanaWMConfig
 from longtake.model.sana_wm.generate import Generated, Parts, Settings, fetched_parts, generate, video
 from longtake.model.sana_wm.network import SanaWM
 from longtake.model.sana_wm.path import CameraPath, given_path
 from longtake.model.sana_wm.text import TOKENS, Text
-from longtake.model.sana_wm.vae import Vae, VaeConfig
+from longtake.model.sana_wm.vae import Vae
 
-NET = SanaWMConfig(  # case g2, and its autoencoder
-    latent_channels=8,
-    text_width=20,
-    plucker_channels=48,
-    heads=2,
-    head_dim=24,
-    text_heads=4,
-    depth=4,
-    softmax_blocks=(1, 3),
-    plucker_blocks=3,
-    ffn_width=96,
-)
-VAE = VaeConfig(
-    latent_channels=8,
-    encoder_widths=(8, 8, 16, 16),
-    encoder_layers=(1, 1, 1, 1, 1),
-    decoder_widths=(8, 16, 32),
-    decoder_layers=(1, 1, 1, 1),
-    decoder_causal=False,
-)
+from ..tiny_sana_wm import NET, VAE, seeded
+
 SETTINGS = Settings(frames=17, width=128, height=96, steps=3)
 K = np.array([110.0, 110.0, 70.0, 50.0])
 
@@ -62,13 +43,6 @@ class Words:
         return Text(states=states, mask=torch.arange(TOKENS)[None] < count, lost_tokens=0)
 
 
-def seeded(net: nn.Module) -> nn.Module:
-    g = torch.Generator().manual_seed(0)
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=g) / 8
-    return net.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def vae() -> Vae:
     torch.manual_seed(0)
@@ -78,7 +52,7 @@ def vae() -> Vae:
 @pytest.fixture(scope="module")
 def parts(vae) -> Parts:
     net = seeded(SanaWM(NET))
-    return Parts(text=Words, vae=lambda: vae, net=lambda: net)  # pyright: ignore[reportArgumentType]
+    return Parts(text=Words, vae=lambda: vae, net=lambda: net)
 
 
 @pytest.fixture(scope="module")

@@ -16,18 +16,13 @@ from longtake.model.sana_wm.config import SANA_WM, SanaWMConfig
 from longtake.model.sana_wm.generate import Settings
 from longtake.model.sana_wm.network import Conditions, SanaWM
 from longtake.model.sana_wm.plan import Plan, decoder_flops, matmul_flops_per_s, pass_flops, plan
-from longtake.model.sana_wm.vae import Vae, VaeConfig
+from longtake.model.sana_wm.vae import Vae
 from longtake.model.tensor_memory import TensorMemory
 
+from ..tiny_sana_wm import VAE as SMALL
+
 NET = replace(SANA_WM, heads=4, text_heads=4, depth=4, softmax_blocks=(3,), plucker_blocks=4, ffn_width=1344)
-VAE = VaeConfig(
-    latent_channels=8,
-    encoder_widths=(8, 8, 16, 16),
-    encoder_layers=(1, 1, 1, 1, 1),
-    decoder_widths=(32, 64, 128),
-    decoder_layers=(5, 5, 5, 5),
-    decoder_causal=False,
-)
+VAE = replace(SMALL, decoder_widths=(32, 64, 128), decoder_layers=(5, 5, 5, 5))
 
 
 def inputs(net: SanaWMConfig, frames: int, rows: int, cols: int):

@@ -12,22 +12,9 @@ from torch import Tensor
 
 from longtake.model.sana_wm import sampler
 from longtake.model.sana_wm.camera import Crop, pack, plucker_rays, snap_frames
-from longtake.model.sana_wm.config import SanaWMConfig
 from longtake.model.sana_wm.network import Conditions, SanaWM
 
-# the network of case g2
-TINY = SanaWMConfig(
-    latent_channels=8,
-    text_width=20,
-    plucker_channels=48,
-    heads=2,
-    head_dim=24,
-    text_heads=4,
-    depth=4,
-    softmax_blocks=(1, 3),
-    plucker_blocks=3,
-    ffn_width=96,
-)
+from ..tiny_sana_wm import NET as TINY
 
 
 @pytest.fixture(scope="module")

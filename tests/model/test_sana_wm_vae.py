@@ -15,14 +15,8 @@ from longtake.errors import BadWeights
 from longtake.model.sana_wm.vae import LTX2_VAE, Conv, Vae, VaeConfig, load_vae, pictures, read_config
 from longtake.model.tensor_memory import TensorMemory
 
-TINY = VaeConfig(  # case i
-    latent_channels=8,
-    encoder_widths=(8, 8, 16, 16),
-    encoder_layers=(1, 1, 1, 1, 1),
-    decoder_widths=(8, 16, 32),
-    decoder_layers=(1, 1, 1, 1),
-    decoder_causal=False,
-)
+from ..tiny_sana_wm import VAE as TINY
+
 # Of the largest value: both sides are float32.
 TOLERANCE = 1e-5
 

@@ -35,7 +35,6 @@ from longtake.model.networks import File
 from longtake.model.pi3x import config as pi3x_config
 from longtake.model.pi3x.network import Pi3X
 from longtake.pipelines import annotate as pipeline
-from longtake.pipelines import cli
 from longtake.pipelines.annotate import AnnotateConfig, Config, annotate
 from longtake.pipelines.config import MissingPart, UsageError, resolve
 from longtake.pipelines.stages import temporary_name
@@ -46,7 +45,6 @@ from ..model.test_moge2 import tiny_config
 from ..model.test_pi3x import TINY
 from .test_annotate import FRAMES, HEIGHT, WIDTH, still_track, write_video
 
-pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # it reads sys.argv, as it should
 PI3X = replace(TINY, encoder_depth=1, decoder_depth=2, pose_blocks=(), head_depth=1)
 
 
@@ -55,20 +53,6 @@ def home(tmp_path, monkeypatch):
     """No weights are here but a test's own."""
     monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-
-
-@pytest.fixture
-def longtake(monkeypatch, capsys):
-    """Runs the command line in this process: exit code, what is printed, complaints."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["longtake", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err  # type: ignore[return-value]
-
-    return run
 
 
 def adopt(monkeypatch, name: str, file: Path) -> None:

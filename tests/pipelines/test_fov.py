@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +29,6 @@ from longtake.model.moge2.config import parse_config
 from longtake.model.moge2.network import MoGe2
 from longtake.model.networks import File
 from longtake.model.pi3x.network import Pi3X
-from longtake.pipelines import cli
 from longtake.pipelines.config import UsageError
 from longtake.pipelines.fov import examine
 
@@ -41,7 +39,6 @@ from ..model.test_pi3x import TINY
 from ..videos import numbered, write
 
 RUN = made.PROVENANCE
-pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # it reads sys.argv, as it should
 
 
 def states(source: str, fov_x_deg: float):
@@ -82,20 +79,6 @@ def photo(tmp_path):
         return str(tmp_path / "photo.jpg")
 
     return write
-
-
-@pytest.fixture
-def longtake(monkeypatch, capsys):
-    """Runs the command line in this process: exit code, what is printed, complaints."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["longtake", "fov", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err  # type: ignore[return-value]
-
-    return run
 
 
 def row(name: str = "a.mp4", **changes):
@@ -234,14 +217,14 @@ def test_fetched_networks_answer(tmp_path, photo, monkeypatch):
 
 
 def test_without_weights_exif_answers_and_the_command_says_what_would_add_more(photo, longtake):
-    code, out, err = longtake(photo(focal_35mm=26))
+    code, out, err = longtake("fov", photo(focal_35mm=26))
     assert (code, err) == (0, "") and out.splitlines()[1].startswith("exif_35mm")
     assert "left out: pi3x: " in out and "longtake weights fetch pi3x --accept-licence" in out
     assert "left out: moge2: " in out and "longtake weights fetch moge2-vitl-normal" in out
 
 
 def test_json(photo, longtake):
-    code, out, err = longtake(photo(focal_35mm=26), "--intrinsics", "60,61,31,24", "--json")
+    code, out, err = longtake("fov", photo(focal_35mm=26), "--intrinsics", "60,61,31,24", "--json")
     facts = json.loads(out)
     assert (code, err) == (0, "") and facts["used"] == "given" and facts["intrinsics"] == [60, 61, 31, 24]
     assert facts["problem"] is None and set(facts["left_out"]) == {"pi3x", "moge2"}
@@ -252,17 +235,17 @@ def test_json(photo, longtake):
 
 
 def test_exit_codes(tmp_path, photo, longtake):
-    code, out, err = longtake(photo(focal_35mm=200))
+    code, out, err = longtake("fov", photo(focal_35mm=200))
     assert code == 1 and out and "degrees by exif_35mm" in err and "Ways out" in err
-    code, out, err = longtake(photo(), "--intrinsics", 500)
+    code, out, err = longtake("fov", photo(), "--intrinsics", 500)
     assert code == 1 and "degrees by given" in err
-    code, out, err = longtake(photo(), "--intrinsics", -5)
+    code, out, err = longtake("fov", photo(), "--intrinsics", -5)
     assert (code, out) == (2, "") and "are no camera's" in err
-    code, out, err = longtake(photo())
+    code, out, err = longtake("fov", photo())
     assert (code, out) == (3, "") and "nothing tells its camera" in err and "weights fetch" in err
-    code, out, err = longtake(tmp_path / "nowhere.jpg")
+    code, out, err = longtake("fov", tmp_path / "nowhere.jpg")
     assert (code, out) == (1, "") and "nowhere.jpg: no such file" in err
     cv2.imwrite(str(tmp_path / "cut.png"), np.zeros((20, 20, 3), np.uint8))
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:30])
-    code, out, err = longtake(tmp_path / "cut.png")
+    code, out, err = longtake("fov", tmp_path / "cut.png")
     assert (code, out) == (1, "") and "cut.png" in err

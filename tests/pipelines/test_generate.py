@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from longtake.annotate.video import encode_rgb, pictures, probe
 from longtake.datasets import schema
@@ -24,13 +23,12 @@ from longtake.datasets.readers import read_clip
 from longtake.datasets.report import write_report
 from longtake.geometry import invert_pose
 from longtake.model.sana_wm.actions import steer
-from longtake.model.sana_wm.config import SanaWMConfig
 from longtake.model.sana_wm.generate import Parts, Settings
 from longtake.model.sana_wm.network import SanaWM
 from longtake.model.sana_wm.path import given_path
 from longtake.model.sana_wm.plan import plan
 from longtake.model.sana_wm.text import TOKENS, Text
-from longtake.model.sana_wm.vae import Vae, VaeConfig
+from longtake.model.sana_wm.vae import Vae
 from longtake.pipelines import asked as asking
 from longtake.pipelines import generate as pipeline
 from longtake.pipelines import ledger, path_plan
@@ -43,26 +41,11 @@ from longtake.pipelines.overlay import Keys, shown_keys
 from longtake.pipelines.planning import plan_run
 from longtake.records import BadMedia, LongtakeError, Rejected
 
-NET = SanaWMConfig(
-    latent_channels=8,
-    text_width=20,
-    plucker_channels=48,
-    heads=2,
-    head_dim=24,
-    text_heads=4,
-    depth=2,
-    softmax_blocks=(1,),
-    plucker_blocks=2,
-    ffn_width=96,
-)
-VAE = VaeConfig(
-    latent_channels=8,
-    encoder_widths=(8, 8, 16, 16),
-    encoder_layers=(1, 1, 1, 1, 1),
-    decoder_widths=(8, 16, 32),
-    decoder_layers=(1, 1, 1, 1),
-    decoder_causal=False,
-)
+from ..spy import spied
+from ..tiny_sana_wm import NET as DEEPER
+from ..tiny_sana_wm import VAE, seeded
+
+NET = replace(DEEPER, depth=2, softmax_blocks=(1,), plucker_blocks=2)
 WIDTH, HEIGHT = 128, 96
 
 
@@ -80,15 +63,8 @@ class Words:
     negative = prompt
 
 
-def seeded(net: nn.Module) -> nn.Module:
-    g = torch.Generator().manual_seed(0)
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=g) / 8
-    return net.eval().requires_grad_(False)
-
-
 def tiny(device: str, dtype: torch.dtype) -> Parts:
-    return Parts(text=Words, vae=lambda: seeded(Vae(VAE)), net=lambda: seeded(SanaWM(NET)))  # type: ignore[arg-type]
+    return Parts(text=Words, vae=lambda: seeded(Vae(VAE)), net=lambda: seeded(SanaWM(NET)))
 
 
 TINY = Model(
@@ -139,16 +115,7 @@ def command(*words: object) -> int:
 
 def counted(monkeypatch) -> list[str]:
     """Names of the stages' slow functions as they are called."""
-    calls: list[str] = []
-    for name in ("denoise", "encode_rgb", "measure"):
-        original = getattr(pipeline, name)
-
-        def spy(*args, _name=name, _original=original, **kwargs):
-            calls.append(_name)
-            return _original(*args, **kwargs)
-
-        monkeypatch.setattr(pipeline, name, spy)
-    return calls
+    return spied(monkeypatch, pipeline, "denoise", "encode_rgb", "measure")
 
 
 # ---- one picture -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ The footage is the synthetic room, whose depth is exact. Networks here are funct
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,6 @@ from longtake.annotate.video import probe
 from longtake.datasets.manifest import create_manifest
 from longtake.datasets.schema import annotate_row
 from longtake.geometry import pose
-from longtake.pipelines import cli
 from longtake.pipelines.lifting import Inputs, lift_source, open_source, preview
 from longtake.render.room import Room, camera_path, render_room, room_depth
 from longtake.render.scene import read_scene
@@ -28,7 +26,6 @@ from longtake.render.scene import read_scene
 from ..datasets import conftest as made
 
 W, H = 96, 64
-pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked")  # it reads sys.argv, as it should
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +49,6 @@ def recording(tmp_path_factory) -> Path:
 
 def lens(recording: Path) -> str:
     return ",".join(map(str, np.load(recording / "lens.npy")))
-
-
-@pytest.fixture
-def longtake(monkeypatch, capsys):
-    """Runs the command line in this process: exit code, what is printed, complaints."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["longtake", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code, printed.out, printed.err  # type: ignore[return-value]
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,8 @@ from longtake.render.rasterize import Rasterizer
 from longtake.render.scene import read_scene
 from longtake.render.splat_room import write_room
 
+from ..spy import spied
+
 WIDTH, HEIGHT, FRAMES = 96, 64, 24
 LIMITS = PathLimits(enough_centres=0.005, max_turn_deg_frame=45.0, max_acceleration=50.0, min_supporters=0.0)
 CONFIG = RenderConfig(
@@ -207,16 +209,7 @@ def test_plan_and_depth_pictures_lie_beside_a_clip(done, allowed):
 
 def counted(monkeypatch) -> list[str]:
     """Names of the stages' functions as they are called."""
-    calls: list[str] = []
-    for name in ("attempt", "shoot", "measure"):
-        original = getattr(pipeline, name)
-
-        def spy(*args, _name=name, _original=original, **kwargs):
-            calls.append(_name)
-            return _original(*args, **kwargs)
-
-        monkeypatch.setattr(pipeline, name, spy)
-    return calls
+    return spied(monkeypatch, pipeline, "attempt", "shoot", "measure")
 
 
 def test_a_second_run_does_nothing_and_counts_the_same(done, room, monkeypatch):
