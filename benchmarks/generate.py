@@ -9,8 +9,9 @@ keys and values of softmax attention to bfloat16, whatever the network's type. "
 unrounded" leaves them as they are, which is what `longtake generate` does. One step is one pass of the network, as a
 clip of 60 steps with guidance takes 120 times; what longtake prepares once for all of them is told apart.
 
-On the CPU: a network of the same structure, 8 blocks of 4 heads in place of 20 of 20, in float32, latents of 11 x 20.
-"cpu s" is processor time over all threads, which says more on a busy machine. "GDN" and "softmax" are its parts in
+On the CPU: a network of the same structure, 8 blocks of 4 heads in place of 20 of 20, latents of 11 x 20, in float32 and
+in bfloat16, the published type. In bfloat16 "error" is against the same weights in float32, and diffusers is helped: it
+refuses to make its grid of pixels in that type on a CPU, so it is made in float32 and rounded. "cpu s" is processor time over all threads, which says more on a busy machine. "GDN" and "softmax" are its parts in
 blocks of the two kinds. "loading" is the largest resident set that a checkpoint of about 0.4 GB in the original layout
 adds, over the size of its file.
 
@@ -30,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -38,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.transformers import transformer_sana_wm
 from diffusers.models.transformers.transformer_sana_wm import SanaWMRotaryPosEmbed, SanaWMTransformer3DModel
 from measure import RESULTS, machine, number, print_table, write_result
 from torch import Tensor
@@ -156,6 +159,19 @@ def diffusers_step(
 
 
 @contextmanager
+def grids_in_bfloat16() -> Iterator[None]:
+    """Lets diffusers run in bfloat16 on a CPU."""
+    kept = transformer_sana_wm.create_grid
+
+    def create_grid(*args: Any, dtype: torch.dtype, **named: Any) -> Tensor:
+        return kept(*args, dtype=torch.float32, **named).to(dtype)
+
+    transformer_sana_wm.create_grid = create_grid
+    yield
+    transformer_sana_wm.create_grid = kept
+
+
+@contextmanager
 def unrounded(net: SanaWM) -> Iterator[None]:
     """Softmax attention in the network's own type."""
     attentions = [module for module in net.modules() if isinstance(module, SelfAttention)]
@@ -228,11 +244,18 @@ def by_kind(net: SanaWM, step: Callable[[], Any], clock: Callable[[], float]) ->
 
 
 def on_cpu(frame_counts: list[int], runs: int) -> list[dict[str, Any]]:
+    with grids_in_bfloat16():
+        return [row for dtype in (torch.float32, torch.bfloat16) for row in on_cpu_in(dtype, frame_counts, runs)]
+
+
+def on_cpu_in(dtype: torch.dtype, frame_counts: list[int], runs: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    net, peer = both(SMALL, torch.float32, "cpu")
+    net, peer = both(SMALL, dtype, "cpu")
+    exact = None if dtype == torch.float32 else deepcopy(net).float()
     for frames in frame_counts:
         count = latent_frames(frames)
         latents, timesteps, conditions = inputs(SMALL, count, *SMALL_GRID, "cpu")
+        given = replace(conditions, text=conditions.text.to(dtype), plucker=conditions.plucker.to(dtype))
         once, prepared = took(lambda c=conditions, x=latents: net.prepare(c.trimmed(), x))
 
         def ours(x=latents, t=timesteps, p: Prepared = prepared) -> Tensor:
@@ -242,30 +265,29 @@ def on_cpu(frame_counts: list[int], runs: int) -> list[dict[str, Any]]:
             with unrounded(net):
                 return work()
 
-        ways = {
-            "diffusers": lambda a=(latents, timesteps, conditions): diffusers_step(peer, *a),
-            "longtake": ours,
-            "longtake, unrounded": ours_unrounded,
-        }
+        ways = {"diffusers": lambda a=(latents.to(dtype), timesteps, given): diffusers_step(peer, *a), "longtake": ours}
+        if dtype == torch.float32:
+            ways["longtake, unrounded"] = ours_unrounded
         found = in_turns(ways, runs)
-        want = found["diffusers"][1]
+        want = found["diffusers"][1] if exact is None else exact(latents, timesteps, conditions.trimmed())
         parts = by_kind(net, ours, time.process_time)
         for name, (times, velocity) in found.items():
             row = {
                 "device": "cpu",
+                "type": str(dtype).removeprefix("torch."),
                 "implementation": name,
                 "frames": frames,
                 "tokens": count * SMALL_GRID[0] * SMALL_GRID[1],
                 "threads": torch.get_num_threads(),
                 **times,
-                "gflop_per_cpu_s": pass_flops(SMALL, count * SMALL_GRID[0] * SMALL_GRID[1]) / times["cpu_s"] / 1e9,
+                "gflop_per_cpu_s": pass_flops(SMALL, count, count * SMALL_GRID[0] * SMALL_GRID[1]) / times["cpu_s"] / 1e9,
                 "times_diffusers": found["diffusers"][0]["cpu_s"] / times["cpu_s"],
                 "error": relative_error(velocity, want),
             }
             if name == "longtake":
                 row |= {"prepare_cpu_s": once.cpu_s, "gdn_cpu_s": parts["gdn"], "softmax_cpu_s": parts["softmax"]}
             rows.append(row)
-            print(name, frames, number(row["cpu_s"]), flush=True)
+            print(name, row["type"], frames, number(row["cpu_s"]), flush=True)
     return rows
 
 
@@ -333,7 +355,7 @@ class Gpu:
                     times.append(gpu_clock() - start)
         except RuntimeError as error:  # no such kernel on this device, or no room
             return row | {"failed": str(error).splitlines()[0]}, None
-        rate = pass_flops(SANA_WM, tokens) / float(np.median(times))
+        rate = pass_flops(SANA_WM, latent_frames(frames), tokens) / float(np.median(times))
         row |= {
             "ms": 1e3 * float(np.median(times)),
             "tflop_per_s": rate / 1e12,

@@ -48,8 +48,9 @@ def short_conv(x: Tensor, taps: Tensor) -> Tensor:
 
 def _features(x: Tensor, weight: Tensor, taps: Tensor | None, eps: float, scale: float) -> Tensor:
     y = x if taps is None else short_conv(x, taps)
-    y = F.relu(F.rms_norm(y, weight.shape, weight, eps))
-    return y.to(torch.promote_types(y.dtype, torch.float32)) * scale
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    size = (torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / y.shape[-1] + eps).sqrt()
+    return (y * (scale / size)).mul_(weight).relu_()
 
 
 class _Features(torch.autograd.Function):

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 
+from ...kernels.gdn import CHUNK
 from ..hub import record
 from ..networks import networks
 from .camera import STRIDE, snap_frames
@@ -90,7 +91,7 @@ def plan(
         },
         latents_bytes=4 * net.latent_channels * tokens,
         flops={
-            "sample": passes * pass_flops(net, tokens),
+            "sample": passes * pass_flops(net, latent_frames, tokens),
             "decode": latent_frames * decoder_flops(vae, rows, cols),
         },
     )
@@ -153,17 +154,22 @@ def _parameters(net: SanaWMConfig, vae: VaeConfig) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def pass_flops(net: SanaWMConfig, tokens: int) -> float:
-    """Of one pass of the network, without what grows with neither the square of its width nor that of its tokens."""
-    c = net.width
+def pass_flops(net: SanaWMConfig, frames: int, tokens: int) -> float:
+    """Of one pass of the network over `tokens` of so many latent frames, its conditions prepared, without what grows
+    with neither the square of its width nor that of its tokens.
+    """
+    c, d = net.width, net.head_dim
     softmax = len(net.softmax_blocks)
     linear = (
         9 * c * c + 2 * c * c + 3 * c * net.ffn_width + 3 * c * c
     )  # self-attention, that to the text, MLP, its time
-    rays = net.plucker_blocks * c * c
+    rays = net.plucker_blocks * net.plucker_channels * c
     words = 2 * TOKENS * c
-    # two branches: every token with every token; or each with a memory, thrice, in two directions
-    attention = softmax * 4 * tokens * c + (net.depth - softmax) * 12 * c * net.head_dim
+    # The scans (kernels/gdn.py) of values, of their normaliser and of the camera's branch: products of tokens, 5 of 7
+    # done twice in all chunks but the last, and walks from memory to memory, 4, of which 2 are.
+    twice = 1 - (1 + (frames - 1) % CHUNK) / frames
+    scans = (7 + 5 * twice + (4 + 2 * twice) * d * frames / tokens) * c * d
+    attention = softmax * 4 * tokens * c + (net.depth - softmax) * scans
     return 2.0 * tokens * (net.depth * (linear + words) + rays + attention)
 
 

@@ -97,12 +97,13 @@ def test_memory_of_the_decoder():
     assert 0.85 * got < want < 1.2 * got
 
 
-@pytest.mark.parametrize("frames", [1, 4])
-def test_arithmetic_of_the_network(frames):
+@pytest.mark.parametrize(("frames", "off"), [(1, 0.06), (4, 0.02), (40, 0.004)])
+def test_arithmetic_of_the_network(frames, off):
+    """All but preparing the conditions, which does not grow with the frames, is in it."""
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter, Plain():
         SanaWM(NET)(*inputs(NET, frames, 22, 40))
     counted = counter.get_total_flops()
-    assert counted == pytest.approx(pass_flops(NET, frames * 880), rel=0.06)
+    assert counted == pytest.approx(pass_flops(NET, frames, frames * 880), rel=off)
 
 
 def test_arithmetic_of_the_decoder():
