@@ -9,11 +9,12 @@ keys and values of softmax attention to bfloat16, whatever the network's type. "
 unrounded" leaves them as they are, which is what `longtake generate` does. One step is one pass of the network, as a
 clip of 60 steps with guidance takes 120 times; what longtake prepares once for all of them is told apart.
 
-On the CPU: a network of the same structure, 8 blocks of 4 heads in place of 20 of 20, latents of 11 x 20, in float32 and
-in bfloat16, the published type. In bfloat16 "error" is against the same weights in float32, and diffusers is helped: it
-refuses to make its grid of pixels in that type on a CPU, so it is made in float32 and rounded. "cpu s" is processor time over all threads, which says more on a busy machine. "GDN" and "softmax" are its parts in
-blocks of the two kinds. "loading" is the largest resident set that a checkpoint of about 0.4 GB in the original layout
-adds, over the size of its file.
+On the CPU: a network of the same structure, 8 blocks of 4 heads in place of 20 of 20, latents of 11 x 20, in float32
+and in bfloat16, the published type. In bfloat16 "error" is against the same weights in float32, and diffusers is
+helped: on a CPU it refuses to make its grid of pixels in that type, so it is made in float32 and rounded. "cpu s" is
+processor time over all threads, which says more on a busy machine. "GDN" and "softmax" are its parts in blocks of the
+two kinds. "loading" is the largest resident set that a checkpoint of about 0.4 GB in the original layout adds, over the
+size of its file.
 
 With a GPU besides: the network at full size in bfloat16 at 161, 321 and 961 frames of 1280x704, and in FP8 where the
 device multiplies it, with every attention backend of PyTorch; TFLOP/s are of counted arithmetic, "share" is of the
@@ -254,6 +255,7 @@ def on_cpu_in(dtype: torch.dtype, frame_counts: list[int], runs: int) -> list[di
     exact = None if dtype == torch.float32 else deepcopy(net).float()
     for frames in frame_counts:
         count = latent_frames(frames)
+        tokens = count * SMALL_GRID[0] * SMALL_GRID[1]
         latents, timesteps, conditions = inputs(SMALL, count, *SMALL_GRID, "cpu")
         given = replace(conditions, text=conditions.text.to(dtype), plucker=conditions.plucker.to(dtype))
         once, prepared = took(lambda c=conditions, x=latents: net.prepare(c.trimmed(), x))
@@ -265,7 +267,11 @@ def on_cpu_in(dtype: torch.dtype, frame_counts: list[int], runs: int) -> list[di
             with unrounded(net):
                 return work()
 
-        ways = {"diffusers": lambda a=(latents.to(dtype), timesteps, given): diffusers_step(peer, *a), "longtake": ours}
+        rounded = latents.to(dtype)
+        ways = {
+            "diffusers": lambda a=(rounded, timesteps, given): diffusers_step(peer, *a),
+            "longtake": ours,
+        }
         if dtype == torch.float32:
             ways["longtake, unrounded"] = ours_unrounded
         found = in_turns(ways, runs)
@@ -277,10 +283,10 @@ def on_cpu_in(dtype: torch.dtype, frame_counts: list[int], runs: int) -> list[di
                 "type": str(dtype).removeprefix("torch."),
                 "implementation": name,
                 "frames": frames,
-                "tokens": count * SMALL_GRID[0] * SMALL_GRID[1],
+                "tokens": tokens,
                 "threads": torch.get_num_threads(),
                 **times,
-                "gflop_per_cpu_s": pass_flops(SMALL, count, count * SMALL_GRID[0] * SMALL_GRID[1]) / times["cpu_s"] / 1e9,
+                "gflop_per_cpu_s": pass_flops(SMALL, count, tokens) / times["cpu_s"] / 1e9,
                 "times_diffusers": found["diffusers"][0]["cpu_s"] / times["cpu_s"],
                 "error": relative_error(velocity, want),
             }
@@ -468,7 +474,9 @@ def table(rows: list[dict[str, Any]]) -> None:
         error = row.get("error")
         cells.append(
             [
-                f"{row['device']}: {row['implementation']}" + (", failed" if "failed" in row else ""),
+                f"{row['device']}: {row['implementation']}"
+                + (", bfloat16" if row.get("type") == "bfloat16" else "")
+                + (", failed" if "failed" in row else ""),
                 str(row["frames"]),
                 number(seconds, 3),
                 number(row.get("cpu_s"), 3),
