@@ -44,6 +44,8 @@ class Cameras:
     image_names: tuple[str, ...] = ()  # [T] of the pictures, below `media`
     media: str | None = None  # video file or image folder, relative to the collection
     distortion: tuple[float, float] | tuple[()] = ()  # k1, k2
+    depth: str | None = None  # depth and masks of the clip in files of the format, relative to the collection
+    masks: str | None = None
     caption: str | None = None
     metres_per_unit: float | None = None  # where the file says so
     remarks: tuple[str, ...] = ()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..records import LongtakeError
-from .formats import lerobot, sana_wm, webdataset
-from .formats.output import Media, Output
+from .formats import lerobot, sana_wm, vipe, webdataset
+from .formats.output import Media, Output, ReadDepth
 from .formats.table import FORMATS
 from .readers import CLIP_COLUMNS, Clip, read_clip
 from .safe import safe_id
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 WRITERS = {name: form for name, form in FORMATS.items() if form.write is not None}
-COLUMNS = (*CLIP_COLUMNS, *dict.fromkeys((*lerobot.COLUMNS, *sana_wm.COLUMNS, *webdataset.COLUMNS)))
+COLUMNS = (*CLIP_COLUMNS, *dict.fromkeys((*lerobot.COLUMNS, *sana_wm.COLUMNS, *vipe.COLUMNS, *webdataset.COLUMNS)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ def export(
     where: pc.Expression | None = None,
     *,
     media: Media = "none",
+    read_depth: ReadDepth | None = None,
 ) -> ExportSummary:
     """Write the clips of a manifest into the folder `out`, filtered ones too unless `where` says otherwise.
 
@@ -62,6 +63,8 @@ def export(
         to: a name of WRITERS.
         where: such as `pyarrow.compute.field("status") == "ok"`.
         media: hard-link or copy the clips' videos too, in the formats that have a place for them.
+        read_depth: with media, write depth too where the format has a place for it: how its files are read, which is
+            `pipelines.interchange.depth_maps`.
 
     Returns:
         The counts, which `out/export.json` holds too.
@@ -73,7 +76,9 @@ def export(
     if to not in WRITERS:
         raise LongtakeError(f"There is no export format {to!r}. Choose one of: {', '.join(WRITERS)}.")
     folder, form, place = Path(out), WRITERS[to], _place(manifest)
-    target = Output(folder=folder, files=manifest.files if media != "none" else None, media=media)
+    target = Output(
+        folder=folder, files=manifest.files if media != "none" else None, media=media, read_depth=read_depth
+    )
     _claim(folder, to, place)
     snapshot = manifest.snapshot().number
     counts: Counter[str] = Counter()

@@ -37,6 +37,7 @@ from .cameras import (
     to_pixels,
 )
 from .cameras import world_from_cam as turned
+from .formats import vipe
 from .formats.output import put_file
 from .formats.table import FORMATS
 from .safe import below, confined
@@ -92,6 +93,9 @@ class Imported:
     video: VideoInfo | None = None  # of its media, where they were looked at
     media: Path | None = None
     span: tuple[int, int] = (0, 0)  # frames of the media
+    depth: Path | None = None  # and what the collection has beside them, where media are wanted
+    masks: Path | None = None
+    metres_per_unit: float = 1.0  # what lengths were multiplied by
     caption: str | None = None
     rejected: Rejected | None = None
     sha256: str | None = None  # of the cameras, as read
@@ -192,6 +196,8 @@ def _clip(
     if READERS[config.format].unposed == "marked":  # what has no pose is in it, too: its rows are the clip
         first, last = int(frames[0]), int(frames[-1])
     c2w = turned(np.where(posed[:, None, None], poses, np.eye(4)), direction, convention)
+    if masks := _beside(root, cameras.masks, config):
+        vipe.check_masks(masks)
     scale_kind, factor = _scale(cameras, config, where)
     if factor != 1.0:
         c2w[:, :3, 3] *= factor
@@ -221,8 +227,16 @@ def _clip(
         video=video,
         media=media,
         span=(first, last + 1),
+        depth=_beside(root, cameras.depth, config),
+        masks=masks,
+        metres_per_unit=factor,
         caption=cameras.caption,
     )
+
+
+def _beside(root: Path, name: str | None, config: ImportConfig) -> Path | None:
+    """A file of the clip besides its media, where these are wanted."""
+    return None if name is None or config.media == "none" else confined(root, name)
 
 
 def _media(root: Path, cameras: Cameras, config: ImportConfig) -> Path | None:
@@ -395,7 +409,18 @@ def imported_row(
     )
     if clip.video is not None and clip.media is not None:
         row |= _placed(clip.video, clip.media, row, config, manifest)
+    if clip.masks is not None:
+        row |= {"mask_uri": _masks(clip.masks, manifest, Path("sidecars") / row["clip_id"], config)}
     return row
+
+
+def _masks(masks: Path, manifest: Path, folder: Path, config: ImportConfig) -> str:
+    """Put masks and their phrases below the manifest; rows name nothing without a hash elsewhere."""
+    how = "copy" if config.media == "keep" else config.media
+    put_file(masks, manifest / folder / "masks.zip", how)
+    if (phrases := masks.with_suffix(".txt")).is_file():
+        put_file(confined(masks.parent, phrases.name), manifest / folder / "masks.txt", how)
+    return str(folder / "masks.zip")
 
 
 def _placed(video: VideoInfo, media: Path, row: dict[str, Any], config: ImportConfig, manifest: Path) -> dict[str, Any]:

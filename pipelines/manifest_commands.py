@@ -100,12 +100,15 @@ def export(
     out
         Folder to write into.
     media
-        Put the clips' videos beside them, in the formats that have a place for them (vipe, webdataset, lerobot).
+        Put the clips' videos beside them, in the formats that have a place for them (vipe, webdataset, lerobot); for
+        vipe depth and masks too.
     """
     from ..datasets.exporters import export
     from ..datasets.manifest import open_manifest
+    from .interchange import depth_maps
 
-    _show(asdict(export(open_manifest(folder), to, out, _condition(where), media=media)), json)
+    found = export(open_manifest(folder), to, out, _condition(where), media=media, read_depth=depth_maps)
+    _show(asdict(found), json)
 
 
 def import_collection(

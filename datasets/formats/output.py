@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import LongtakeError
 from ..row_files import RowFiles, path_of
 
 Media = Literal["none", "link", "copy"]
+ReadDepth = Callable[[Path, int, int], Iterator[tuple[int, NDArray[np.float32]]] | None]  # file, width, height
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts")
 
 
@@ -26,6 +30,7 @@ class Output:
     folder: Path
     files: RowFiles | None  # of the manifest; None where no media are wanted
     media: Media
+    read_depth: ReadDepth | None = None  # how depth files are read; None: no depth is written
 
     def text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -51,6 +56,16 @@ class Output:
         (found,) = self.files.find(row)
         place = path_of(found)
         return place if place.suffix.lower() in FILMS else None
+
+    def depth(self, row: Mapping[str, Any]) -> Iterator[tuple[int, NDArray[np.float32]]] | None:
+        """Frames of the clip's video with depth maps [height, width] in metres, nan where unknown.
+
+        None where media are not wanted, or the clip has no depth in the unit of its poses.
+        """
+        if self.files is None or self.read_depth is None or row["depth_uri"] is None or row["scale_kind"] != "metric":
+            return None
+        (found,) = self.files.find(row, "depth_uri")
+        return self.read_depth(path_of(found), row["width"], row["height"])
 
     def put(self, source: Path, name: str) -> None:
         """Link or copy a file into the export."""
