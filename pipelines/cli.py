@@ -412,6 +412,7 @@ def generate(
     config: Path | None = None,
     set: tuple[str, ...] = (),
     retry_failed: bool = False,
+    max_failed_ratio: float | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
     json: Json = False,
     quiet: bool = False,
@@ -510,6 +511,8 @@ def generate(
         One setting, such as generate.crf=23; may be given again.
     retry_failed
         Work clips out again that failed before.
+    max_failed_ratio
+        Stop once more than this share of the clips has failed, such as 0.2; looked at from 20 clips on.
     report
         Write report.html into the folder.
     json
@@ -574,6 +577,7 @@ def generate(
         address=address,
         jobs=jobs,
         retry_failed=retry_failed,
+        max_failed_ratio=max_failed_ratio,
         report=report,
         quiet=quiet,
         **chosen,

@@ -50,6 +50,7 @@ from .stages import Artifacts, Graph, Job, Outcome, Progress, Ref, Resources, St
 if TYPE_CHECKING:
     import torch
 
+ALONE = "one network in memory at a time"  # how a clip is made for which memory ran out
 BYTES_PER_PIXEL = 0.1  # of a film, all frames; H.264 at this quality takes less of most
 
 
@@ -210,7 +211,10 @@ class Engine:
     resident: bool  # networks stay in memory from clip to clip
 
     def parts(self) -> Parts:
-        return _resident(self) if self.resident else self._fresh()
+        if self.resident:
+            return _resident(self)
+        _resident.cache_clear()  # of clips before
+        return self._fresh()
 
     def _fresh(self) -> Parts:
         dtype = Machine(device=self.device, dtype=self.dtype, memory_bytes=0).torch_dtype
@@ -264,36 +268,27 @@ def _latents(
     *,
     progress: Progress | None,
 ) -> Latents | Rejected:
-    """Denoise. Where memory runs out, once more with one network in it at a time."""
+    """Denoise, and leave the latent frames in a file."""
     import torch
     from safetensors.torch import save_file
 
-    remarks, began = [], _peak_memory(engine.device, reset=True)
-    made = None
-    for attempt in (engine, replace(engine, resident=False)):
-        try:
-            made = denoise(
-                attempt.parts(),
-                asked.picture,
-                asked.path,
-                asked.prompt,
-                negative=negative,
-                settings=settings,
-                cut_prompt=cut_prompt,
-                on_step=progress or (lambda done, steps: None),
-            )
-            break
-        except PromptTooLong as error:
-            return Rejected(stage="latents", reason="prompt_too_long", message=str(error))
-        except (RuntimeError, MemoryError) as error:
-            _raise_unless_memory(error)
-            _resident.cache_clear()
-            if engine.device.startswith("cuda"):
-                torch.cuda.empty_cache()
-            if not attempt.resident:
-                return Rejected(stage="latents", reason="out_of_memory", message=_too_much(asked, settings, engine))
-            remarks.append("memory ran out once: made again with one network in memory at a time")
-    assert made is not None
+    began = _peak_memory(engine.device, reset=True)
+    try:
+        made = denoise(
+            engine.parts(),
+            asked.picture,
+            asked.path,
+            asked.prompt,
+            negative=negative,
+            settings=settings,
+            cut_prompt=cut_prompt,
+            on_step=progress or (lambda done, steps: None),
+        )
+    except PromptTooLong as error:
+        return Rejected(stage="latents", reason="prompt_too_long", message=str(error))
+    except (RuntimeError, MemoryError) as error:
+        _raise_unless_memory(error)
+        return Rejected(stage="latents", reason="out_of_memory", message=_too_much(asked, settings, engine))
     if not bool(made.latents.isfinite().all()):
         return Rejected(stage="latents", reason="not_finite", message="the network gave numbers that are none (nan)")
     stats: dict[str, Any] = {
@@ -301,7 +296,7 @@ def _latents(
         "dtype": engine.dtype,
         "passes": settings.steps * (1 if settings.guidance == 1 else 2),
         "lost_tokens": made.lost_tokens,
-        "remarks": [*asked.remarks, *remarks],
+        "remarks": list(asked.remarks),
     }
     if began is not None:
         stats["peak_memory_bytes"] = _peak_memory(engine.device)
@@ -379,7 +374,6 @@ def _film(
         encode_rgb(video, frames(), fps, crf=crf)
     except (RuntimeError, MemoryError) as error:
         _raise_unless_memory(error)
-        _resident.cache_clear()
         return Rejected(stage="film", reason="out_of_memory", message=_too_much(asked, settings, engine))
     info = probe(video)
     if info.num_frames != total:
@@ -448,6 +442,7 @@ def generate(
     jobs: int | None = None,
     address: str | None = None,
     retry_failed: bool = False,
+    max_failed_ratio: float | None = None,
     report: bool = True,
     quiet: bool = True,
 ) -> Run:
@@ -458,7 +453,7 @@ def generate(
         image: the first picture, or a video that begins with it; `name`.mp4 and others lie in `out` then.
         manifest, where, clip_ids: the rows whose first frames are begun with; those that are ok by default.
         overlay: draw the keys over `name`.mp4. The row's own video never has them.
-        executor, jobs, address: as for `annotate`.
+        executor, jobs, address, max_failed_ratio: as for `annotate`.
         retry_failed: work failed clips out again.
         report: write report.html into the folder.
         quiet: show no progress.
@@ -470,7 +465,7 @@ def generate(
         LongtakeError: what was asked for cannot be understood, or a picture or path given by hand will not do; weights
             are not here; the disk is full.
     """
-    check_executor(executor, jobs, address)
+    check_executor(executor, jobs, address, max_failed_ratio)
     check_name(name)
     settings, model = config.settings(), MODELS[config.model]()
     chosen: dict[str, Any] = {"image": image, "manifest": manifest, "where": where, "clip_ids": clip_ids}
@@ -536,6 +531,7 @@ def generate(
         retry_failed=retry_failed,
         report=report,
         graph=GRAPH,
+        max_failed_ratio=max_failed_ratio,
     )
 
 
@@ -572,6 +568,7 @@ class _Place:
     latents_key: str = ""
     film_key: str = ""
     overlay_key: str = ""
+    short_in: str = ""  # the stage in which memory ran out; since then one network is in it at a time
     quality: Quality | None = None
     refused: Rejected | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
@@ -646,9 +643,14 @@ class _Graph:
         if outcome.status == "stopped":
             return []
         if outcome.status != "ok":
-            place.refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message)
+            again = f" (the second try, with {ALONE})" if place.short_in and outcome.reason == "out_of_memory" else ""
+            place.refused = Rejected(stage=job.stage.name, reason=outcome.reason, message=outcome.message + again)
         place.timings_s[job.stage.name] = seconds = self.store.about(job.key)["seconds"]
         self.ledger.stage_seconds[job.stage.name] += seconds
+        if outcome.reason == "out_of_memory" and job.stage.name in (LATENTS.name, FILM.name) and not place.short_in:
+            place.short_in, place.refused = job.stage.name, None
+            self.ledger.display.note(f"{place.request.name}: memory ran out in {job.stage.name}: again, with {ALONE}")
+            return [self._latents_job(place) if job.stage.name == LATENTS.name else self._film_job(place)]
         if place.refused:
             self._finish(place)
             return []
@@ -657,14 +659,10 @@ class _Graph:
         match job.stage.name:
             case "asked":
                 place.asked_key = job.key
-                key = LATENTS.key(place.made, (config.cut_prompt,), (job.key,))
-                inputs = (asked, settings, config.negative, config.cut_prompt, self.engine, scratch)
-                return [self._job(self.latents_stage, key, inputs, place)]
+                return [self._latents_job(place)]
             case "latents":
                 place.latents_key = job.key
-                key = FILM.key(place.made, (config.fps, config.crf), (job.key,))
-                inputs = (asked, Ref(key=job.key), settings, self.engine, config.fps, config.crf, scratch)
-                return [self._job(self.film_stage, key, inputs, place)]
+                return [self._film_job(place)]
             case "film":
                 place.film_key = job.key
                 key = QUALITY.key(place.made, (config.quality,), (job.key,))
@@ -679,6 +677,24 @@ class _Graph:
                 place.overlay_key = job.key
         self._finish(place)
         return []
+
+    def _latents_job(self, place: _Place) -> Job:
+        config, engine, again = self.config, *self._engine(place)
+        key = LATENTS.key(place.made, (config.cut_prompt, *again), (place.asked_key,))
+        inputs = (self.settings, config.negative, config.cut_prompt, engine, str(self.store.root))
+        return self._job(self.latents_stage, key, (Ref(key=place.asked_key), *inputs), place)
+
+    def _film_job(self, place: _Place) -> Job:
+        config, engine, again = self.config, *self._engine(place)
+        key = FILM.key(place.made, (config.fps, config.crf, *again), (place.latents_key,))
+        inputs = (self.settings, engine, config.fps, config.crf, str(self.store.root))
+        return self._job(self.film_stage, key, (Ref(key=place.asked_key), Ref(key=place.latents_key), *inputs), place)
+
+    def _engine(self, place: _Place) -> tuple[Engine, tuple[str, ...]]:
+        """How networks are run for a clip, and what in a key tells that from the usual way."""
+        if not place.short_in:
+            return self.engine, ()
+        return replace(self.engine, resident=False), ("again",)
 
     def _job(self, stage: Stage, key: str, inputs: tuple[object, ...], place: _Place) -> Job:
         self.places[key] = place
@@ -699,6 +715,10 @@ class _Graph:
         asked: Asked | None = self.store.load(place.asked_key) if place.asked_key else None
         latents: Latents | None = self.store.load(place.latents_key) if place.latents_key else None
         film: Film | None = self.store.load(place.film_key) if place.film_key and not refused else None
+        stats = latents.stats if latents else None
+        if stats and place.short_in:
+            remark = f"memory ran out in the stage {place.short_in}: made again with {ALONE}"
+            stats = stats | {"remarks": [*stats["remarks"], remark]}
         row_of: dict[str, Any] = {}
         if asked is not None and film is not None:
             path = framed(asked.path, asked.path.width, asked.path.height, self.settings)
@@ -732,7 +752,7 @@ class _Graph:
             split=source.split,
             action_dsl=config.path.action,
             rejected=refused,
-            stats=latents.stats if latents else None,
+            stats=stats,
             source_dataset=source.source_dataset,
             license=source.license,
             **row_of,
@@ -740,7 +760,7 @@ class _Graph:
         if asked is not None and film is not None and latents is not None:
             row["scale_source"] = "asked for"
             row |= self._keep(place, asked, latents, film, row)
-        remarks = "; ".join(latents.stats["remarks"]) if latents else ""
+        remarks = "; ".join(stats["remarks"]) if stats else ""
         self.ledger.add(row, request.name, f"{refused.reason}: {refused.message}" if refused else remarks)
 
     def _told(self, asked: Asked | None) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from longtake.pipelines import generate as pipeline
 from longtake.pipelines import ledger, path_plan
 from longtake.pipelines.asked import PathConfig, read_npy, read_picture, read_poses, read_prompt
 from longtake.pipelines.cli import app
-from longtake.pipelines.config import MissingPart, UsageError
+from longtake.pipelines.config import MissingPart, RunStopped, UsageError
 from longtake.pipelines.generate import GenerateConfig, Model, asked_track, generate
 from longtake.pipelines.ledger import Run
 from longtake.pipelines.overlay import Keys, shown_keys
@@ -467,7 +467,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_latents(picture, tmp_path, monk
 
 
 def test_memory_that_runs_out(picture, tmp_path, monkeypatch):
-    """Once: again with one network at a time; twice: a failed row that says what would fit."""
+    """Once: again with one network at a time; twice: a failed row that says so, and what would fit."""
     original, calls = pipeline.denoise, []
 
     def scarce(*args, **kwargs):
@@ -485,8 +485,28 @@ def test_memory_that_runs_out(picture, tmp_path, monkeypatch):
     found = run(tmp_path / "p", picture)
     (row,) = found.manifest.rows()
     assert (found.failed, list(row["filter_reasons"])) == (1, ["out_of_memory"]) and "--plan" in row["error"]
+    assert "the second try" in row["error"] and len(calls) == 4
+    assert run(tmp_path / "p", picture).failed == 1 and len(calls) == 4, "what was learnt of the clip is on record"
     allowed = 0
     assert run(tmp_path / "p", picture, retry_failed=True).ok == 1
+
+
+@pytest.mark.parametrize("times, status", [(1, "ok"), (2, "failed")])
+def test_memory_that_runs_out_while_decoding(picture, tmp_path, monkeypatch, times, status):
+    """The latents are kept; the networks are not."""
+
+    def scarce(latents, vae):
+        calls.append(pipeline._resident.cache_info().currsize)
+        if len(calls) <= times:
+            raise MemoryError
+        return original(latents, vae)
+
+    original, calls, slow = pipeline.frames_of, [], counted(monkeypatch)
+    monkeypatch.setattr(pipeline, "frames_of", scarce)
+    (row,) = run(tmp_path / "o", picture).manifest.rows()
+    assert (row["status"], calls, slow.count("denoise")) == (status, [1, 0], 1)
+    (remark,) = json.loads(row["generation_stats"])["remarks"]
+    assert remark == "memory ran out in the stage film: made again with one network in memory at a time"
 
 
 def test_numbers_that_are_none(picture, tmp_path, monkeypatch):
@@ -599,6 +619,15 @@ def test_a_surprise_in_one_row_costs_no_other(parents, tmp_path, monkeypatch):
     found = run(tmp_path / "o", config=config(prompt=None, path=OWN | {"metres_per_unit": 1.0}), manifest=parents)
     reasons = {row["parent_clip_id"]: list(row["filter_reasons"]) for row in found.manifest.rows()}
     assert reasons == {"good.mp4": ["internal_error"], "relative.mp4": [], "gone.mp4": ["unreadable"]}
+
+
+def test_a_run_that_mostly_fails_is_stopped(parents, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "MIN_CLIPS_JUDGED", 1)
+    words = ("--manifest", parents, "--output-dir", tmp_path / "o", "--max-failed-ratio")
+    with pytest.raises(RunStopped, match=r"1 of 1 clips failed, more than a share of 0\.5"):  # the one that is gone
+        command(*words, 0.5)
+    assert len(open_manifest(tmp_path / "o")) == 1
+    assert command(*words, 1.0) == 1 and len(open_manifest(tmp_path / "o")) == 3
 
 
 def test_bars_and_distortion_are_taken_off(parents):
