@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any, Protocol
 
 from .config import MissingPart
 from .progress import Stages
-from .stages import Artifacts, Job, Outcome, Stage, recorded, run_after, run_job
+from .stages import Artifacts, Job, Outcome, Stage, recorded, run_job
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PROGRESS_EVERY_S = 0.2
@@ -42,6 +43,7 @@ OWN_RAY_SETTINGS = {  # of a cluster that is started here: nobody else can reach
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 0: its servers listen on 127.0.0.1 alone, as on Windows and macOS
     "RAY_AUTH_MODE": "token",
 }
+WORDS = tuple(f.name for f in fields(Outcome) if f.name != "job")  # what a Ray task tells of its job
 SAME_BUG_LIMIT = 5  # distinct clips with the same unexpected exception: it is not the clips
 
 
@@ -417,10 +419,10 @@ class RayTasks:
         self.slots = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.load = 0  # chains that are not over
         self.draining = False
-        self.task: Any = ray.remote(run_after)  # of every stage: Ray keeps workers for functions, and changing costs
-        self.running: dict[Any, _Sent] = {}
+        self.task: Any = ray.remote(_run_packed)  # of every stage: Ray keeps workers for functions, and changing costs
+        self.tasks: dict[str, Any] = {}  # the same with what a stage occupies
+        self.running: dict[Any, _Sent] = {}  # by reference; the tasks of a chain in order
         self.pools: dict[str, _Pool] = {}
-        self.options: dict[str, dict[str, Any]] = {}  # of a stage's tasks
 
     def submit(self, job: Job) -> None:
         self.load += 1
@@ -434,12 +436,14 @@ class RayTasks:
         self._feed()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
+        """What has come in once a chain has ended, or after the time; each waking up costs as much as a small task."""
         if not self.running:
             return []
-        ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=timeout_s)
-        if ready:  # and whatever else is done by now, without waiting for it
-            ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
-        outcomes = [self._receive(reference) for reference in ready if reference in self.running]
+        ends = list({id(sent.chain): sent.chain[-1] for sent in self.running.values()}.values())
+        self.ray.wait(ends, num_returns=1, timeout=timeout_s)
+        ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        told = dict(zip(ready, self._told(ready), strict=True))
+        outcomes = [self._receive(r, told[r]) for r in list(self.running) if r in told and r in self.running]
         self._feed()
         return outcomes
 
@@ -470,22 +474,28 @@ class RayTasks:
         """Submit a chain of tasks; the first one to an actor where one is given."""
         chain: list[Any] = []
         for link in job.chain():
-            plain = replace(link, then=None)
             if chain and link.stage.resident:
                 break
+            packed = pickle.dumps((replace(link, then=None), self.root))
             if actor is not None and not chain:
-                task = actor.run.remote(plain, self.root)
+                task = actor.run.remote(packed)
             else:
-                before = chain[-1] if chain else None
-                task = self.task.options(**self._options(link.stage)).remote(before, plain, self.root, may_exit=True)
+                task = self._task(link.stage).remote(chain[-1] if chain else None, packed)
             self.running[task] = _Sent(job=link, chain=chain, actor=None if chain else actor)
             chain.append(task)
 
-    def _receive(self, reference: Any) -> Outcome:
+    def _told(self, ready: list[Any]) -> list[Any]:
+        """What these tasks gave, or the error that stands in its place."""
+        try:
+            return self.ray.get(ready)
+        except self.ray.exceptions.RayError as error:  # of one of them
+            return [error] if len(ready) == 1 else [told for reference in ready for told in self._told([reference])]
+
+    def _receive(self, reference: Any, told: Any) -> Outcome:
         sent = self.running.pop(reference)
         if sent.actor is not None:
             self.pools[sent.job.stage.name].idle.append(sent.actor)
-        outcome = self._outcome(reference, sent.job)
+        outcome = self._outcome(told, sent.job)
         rest = sent.chain[sent.chain.index(reference) + 1 :]
         if outcome.status != "ok":
             for task in rest:  # they find that there is nothing to do
@@ -497,30 +507,28 @@ class RayTasks:
                 self.submit(sent.job.then)
         return outcome
 
-    def _outcome(self, reference: Any, job: Job) -> Outcome:
+    def _outcome(self, told: Any, job: Job) -> Outcome:
         lost = self.ray.exceptions
-        try:
-            return replace(self.ray.get(reference), job=job)
-        except lost.OutOfMemoryError as error:
-            return Outcome(job=job, status="failed", reason="out_of_memory", message=str(error).partition("\n")[0])
-        except lost.RayTaskError as error:  # it could not be unpacked there: another version, another environment
-            text = f"{job.stage.name}: {str(error).strip().splitlines()[-1]}"
-            return Outcome(job=job, status="failed", reason="internal_error", message=text, trace=str(error), bug=text)
-        except lost.RayError as error:
+        if isinstance(told, lost.OutOfMemoryError):
+            return Outcome(job=job, status="failed", reason="out_of_memory", message=str(told).partition("\n")[0])
+        if isinstance(told, lost.RayTaskError):  # it could not be unpacked there: another version, another environment
+            text = f"{job.stage.name}: {str(told).strip().splitlines()[-1]}"
+            return Outcome(job=job, status="failed", reason="internal_error", message=text, trace=str(told), bug=text)
+        if isinstance(told, lost.RayError):
             if Artifacts(self.root).has(job.key):
                 return run_job(job, self.root)
-            text = f"{job.stage.name}: the worker died again and again ({type(error).__name__})"
-            return Outcome(job=job, status="failed", reason="crashed", message=text, trace=str(error))
+            text = f"{job.stage.name}: the worker died again and again ({type(told).__name__})"
+            return Outcome(job=job, status="failed", reason="crashed", message=text, trace=str(told))
+        return Outcome(job=job, **dict(zip(WORDS, told, strict=True)))
 
     # -- what a stage occupies
 
-    def _options(self, stage: Stage) -> dict[str, Any]:
-        """Of a stage's tasks."""
-        if stage.name not in self.options:
-            need = self._need(stage)
+    def _task(self, stage: Stage) -> Any:
+        """The remote function with a stage's options."""
+        if stage.name not in self.tasks:
             tries = {"max_retries": TRIES - 1, "retry_exceptions": False}
-            self.options[stage.name] = need | tries | {"name": stage.name}
-        return self.options[stage.name]
+            self.tasks[stage.name] = self.task.options(**self._need(stage), **tries, name=stage.name)
+        return self.tasks[stage.name]
 
     def _need(self, stage: Stage) -> dict[str, Any]:
         """What Ray keeps free for a job; where no node has the memory, all that the largest node has.
@@ -563,8 +571,18 @@ class RayTasks:
 class Resident:
     """What an actor runs: whatever its stage loads stays in its process."""
 
-    def run(self, job: Job, root: Path) -> Outcome:
-        return run_job(job, root, may_exit=True)
+    def run(self, packed: bytes) -> list[Any]:
+        return _run_packed(None, packed)
+
+
+def _run_packed(before: list[Any] | None, packed: bytes) -> list[Any]:
+    """What a task runs: a job, unless the one that it follows gave no result. To Ray, jobs are bytes and outcomes lists
+    of plain values: other things it packs and unpacks with a slower pickle, which costs more than a small job."""
+    if before is not None and before[WORDS.index("status")] != "ok":
+        return before
+    job, root = pickle.loads(packed)
+    outcome = run_job(job, root, may_exit=True)
+    return [getattr(outcome, name) for name in WORDS]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

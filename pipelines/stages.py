@@ -359,11 +359,6 @@ def _run_job(job: Job, store: Artifacts, progress: Progress | None) -> Outcome:
     raise AssertionError("the last try returns")
 
 
-def run_after(before: Outcome | None, job: Job, root: Path, *, may_exit: bool = False) -> Outcome:
-    """`run_job` for a job that follows another: not run where that gave no result."""
-    return run_job(job, root, may_exit=may_exit) if before is None or before.status == "ok" else before
-
-
 def recorded(job: Job, store: Artifacts, *, reuse_rejected: bool = True) -> Outcome | None:
     """The outcome of a job that was done before, or None; with `reuse_rejected` False a refusal is forgotten."""
     if not store.has(job.key):

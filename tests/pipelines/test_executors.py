@@ -240,6 +240,21 @@ def test_a_chain_waits_for_its_network(tmp_path, ray_cluster):
     assert heard == ["count", "sum", "network", "triple"]
 
 
+def test_a_chain_is_heard_of_before_it_ends(tmp_path, ray_cluster):
+    pool = make_executor("ray", tmp_path / "store", jobs=2)
+    (tmp_path / "place").mkdir()
+    count = toy.count_job(3, tmp_path / "calls")
+    waiting = toy.job(toy.meet, str(tmp_path / "place"), "job", 1, name="meet", clip=count.clip)
+
+    def after(outcome: Outcome) -> list[Job]:
+        (tmp_path / "place" / outcome.job.stage.name).touch()
+        return []
+
+    drive(pool, Artifacts(tmp_path / "store"), [replace(count, then=waiting)], after)
+    pool.close()
+    assert Artifacts(tmp_path / "store").load(waiting.key) == 1  # it ended when we had heard of the first
+
+
 def test_a_gpu_that_is_not_there_is_told(tmp_path, ray_cluster):
     job = toy.job(toy.use_network, str(tmp_path / "loaded"), resources=Resources(gpus=0.5))
     with pytest.raises(MissingPart, match=r"asks for 0\.5 GPUs"):
