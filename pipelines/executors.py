@@ -553,7 +553,7 @@ class RayTasks:
         need = self._need(stage)
         whole = self.ray.cluster_resources()
         if stage.resources.gpus:
-            size = int(whole.get("GPU", 0.0) / stage.resources.gpus)
+            size = actors_on(whole.get("GPU", 0.0), stage.resources.gpus)
         else:
             size = min(self.slots // 2, int(whole["memory"] // need["memory"]) if "memory" in need else self.slots)
         if stage.resources.gpus or self.slots == 1:
@@ -566,6 +566,11 @@ class RayTasks:
         for pool in self.pools.values():
             while pool.queue and pool.idle:
                 self._send(pool.queue.popleft(), pool.idle.popleft())
+
+
+def actors_on(gpus: float, share: float) -> int:
+    """How many actors find room on these GPUs, each with this share; none lies on two GPUs in part."""
+    return int(gpus / share) if share >= 1 else int(gpus) * int(1 / share)
 
 
 class Resident:

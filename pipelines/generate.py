@@ -158,8 +158,11 @@ class Machine:
         return f"{needed} of memory are needed, and {self.device} has {there}"
 
 
-def machine(device: str, dtype: str) -> Machine:
+def machine(device: str, dtype: str, *, here: bool = True) -> Machine:
     """The device that is asked for, or the best there is; bf16 on a GPU and fp32 on a CPU unless told otherwise.
+
+    Args:
+        here: the work is done on this machine; of GPUs that others have the memory is taken to be 0.
 
     Raises:
         UsageError: there is no such device.
@@ -173,10 +176,12 @@ def machine(device: str, dtype: str) -> Machine:
         raise UsageError(f"--device {device}: auto, cpu, cuda, or one of several such as cuda:1")
     if kind == "cpu":
         _, memory_bytes = hub.machine_memory()
-    elif not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+    elif torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count():
+        memory_bytes = torch.cuda.get_device_properties(int(number or 0)).total_memory
+    elif here:
         raise UsageError(f"--device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     else:
-        memory_bytes = torch.cuda.get_device_properties(int(number or 0)).total_memory
+        memory_bytes = 0
     found = dtype if dtype != "auto" else ("fp32" if kind == "cpu" else "bf16")
     return Machine(device=device, dtype=found, memory_bytes=memory_bytes)
 
@@ -471,7 +476,7 @@ def generate(
     chosen: dict[str, Any] = {"image": image, "manifest": manifest, "where": where, "clip_ids": clip_ids}
     asked_for = requests(config.prompt, config.path, settings.frames, **chosen)
     single = ask(asked_for[0]) if image is not None else None
-    found = machine(config.device, config.dtype)
+    found = machine(config.device, config.dtype, here=executor == "local")
     weights = model.networks()
     frames = single.path.num_frames if single is not None else settings.frames
     p = model.plan(settings, path_frames=frames, dtype=found.torch_dtype)
@@ -519,6 +524,7 @@ def generate(
         memory_bytes=p.peak_bytes,
         name=name if image is not None else None,
         overlay=overlay,
+        on_ray=executor == "ray",
     )
     return carry_out(
         graph.first_jobs(asked_for, single),
@@ -588,21 +594,24 @@ class _Graph:
         memory_bytes: int,
         name: str | None,
         overlay: bool,
+        on_ray: bool,
     ) -> None:
         self.ledger = ledger
         self.store = store
         self.config = config
         self.settings = config.settings()
-        self.engine = engine
         self.weights = weights
         self.name = name  # of the files in the manifest's folder, for a single picture
         self.overlay = overlay and name is not None
         # on a GPU one of each finds room beside the other, and no two that denoise
         shares = (0.6, 0.4) if engine.device.startswith("cuda") else (0.0, 0.0)
         memory = {"memory_bytes": 4 << 30 if shares[0] else memory_bytes}
+        # on Ray what is resident keeps what it takes for good: the one network that takes long to load, on a GPU
+        stays = (shares[0] > 0, False) if on_ray else (True, True)
+        self.latents_engine, self.film_engine = (replace(engine, resident=engine.resident and s) for s in stays)
         self.latents_stage, self.film_stage = (
-            replace(stage, resources=Resources(gpus=share, **memory), resident=engine.resident)
-            for stage, share in zip((LATENTS, FILM), shares, strict=True)
+            replace(stage, resources=Resources(gpus=share, **memory), resident=of.resident)
+            for stage, share, of in zip((LATENTS, FILM), shares, (self.latents_engine, self.film_engine), strict=True)
         )
         self.places: dict[str, _Place] = {}
         self.seen: dict[str, str] = {}  # clip_id -> what asked for it first
@@ -616,7 +625,7 @@ class _Graph:
                 "negative": self.config.negative if self.settings.guidance != 1 else None,
                 "model": self.config.model,
                 "revisions": revisions(self.weights),
-                "dtype": self.engine.dtype,
+                "dtype": self.latents_engine.dtype,
             }
             made = digest(what)
             id = schema.generated_clip_id(f"{made} at {self.config.fps:g} fps")
@@ -679,22 +688,16 @@ class _Graph:
         return []
 
     def _latents_job(self, place: _Place) -> Job:
-        config, engine, again = self.config, *self._engine(place)
+        config, (engine, again) = self.config, _tried(self.latents_engine, place)
         key = LATENTS.key(place.made, (config.cut_prompt, *again), (place.asked_key,))
         inputs = (self.settings, config.negative, config.cut_prompt, engine, str(self.store.root))
         return self._job(self.latents_stage, key, (Ref(key=place.asked_key), *inputs), place)
 
     def _film_job(self, place: _Place) -> Job:
-        config, engine, again = self.config, *self._engine(place)
+        config, (engine, again) = self.config, _tried(self.film_engine, place)
         key = FILM.key(place.made, (config.fps, config.crf, *again), (place.latents_key,))
         inputs = (self.settings, engine, config.fps, config.crf, str(self.store.root))
         return self._job(self.film_stage, key, (Ref(key=place.asked_key), Ref(key=place.latents_key), *inputs), place)
-
-    def _engine(self, place: _Place) -> tuple[Engine, tuple[str, ...]]:
-        """How networks are run for a clip, and what in a key tells that from the usual way."""
-        if not place.short_in:
-            return self.engine, ()
-        return replace(self.engine, resident=False), ("again",)
 
     def _job(self, stage: Stage, key: str, inputs: tuple[object, ...], place: _Place) -> Job:
         self.places[key] = place
@@ -766,7 +769,7 @@ class _Graph:
     def _told(self, asked: Asked | None) -> dict[str, Any]:
         """What the row says of how it was made; numbers that JSON has no words for are left out."""
         told = {name: value for name, value in asdict(self.settings).items() if name != "seed"}
-        told |= {"model": self.config.model, "dtype": self.engine.dtype, "fps": self.config.fps}
+        told |= {"model": self.config.model, "dtype": self.latents_engine.dtype, "fps": self.config.fps}
         told["path"] = {name: value for name, value in to_tree(self.config.path).items() if value is not None}
         told["intrinsics_from"] = asked.lens if asked else None
         return {k: v for k, v in told.items() if not (isinstance(v, float) and not math.isfinite(v))}
@@ -791,3 +794,8 @@ class _Graph:
             if self.config.keep_latents:
                 keep_file(latents.file, out / f"{self.name}.latents.safetensors")
         return columns
+
+
+def _tried(engine: Engine, place: _Place) -> tuple[Engine, tuple[str, ...]]:
+    """How networks are run for a clip, and what in a key tells the second try."""
+    return (replace(engine, resident=False), ("again",)) if place.short_in else (engine, ())

@@ -255,6 +255,14 @@ def test_a_chain_is_heard_of_before_it_ends(tmp_path, ray_cluster):
     assert Artifacts(tmp_path / "store").load(waiting.key) == 1  # it ended when we had heard of the first
 
 
+@pytest.mark.parametrize(
+    "gpus, share, actors", [(1, 0.6, 1), (2, 0.6, 2), (8, 0.4, 16), (3, 1, 3), (4, 2, 2), (0, 0.5, 0)]
+)
+def test_no_actor_lies_on_two_gpus(gpus, share, actors):
+    """One that waited for the rest of two would wait for ever, and a job with it."""
+    assert executors.actors_on(gpus, share) == actors
+
+
 def test_a_gpu_that_is_not_there_is_told(tmp_path, ray_cluster):
     job = toy.job(toy.use_network, str(tmp_path / "loaded"), resources=Resources(gpus=0.5))
     with pytest.raises(MissingPart, match=r"asks for 0\.5 GPUs"):

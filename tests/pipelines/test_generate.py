@@ -7,6 +7,7 @@ import os
 import pickle
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -628,6 +629,32 @@ def test_a_run_that_mostly_fails_is_stopped(parents, tmp_path, monkeypatch):
         command(*words, 0.5)
     assert len(open_manifest(tmp_path / "o")) == 1
     assert command(*words, 1.0) == 1 and len(open_manifest(tmp_path / "o")) == 3
+
+
+class Elsewhere(pipeline.Engine):
+    """Finds the tiny networks in a worker process, too, where nobody has put them among the models."""
+
+    def _fresh(self) -> Parts:
+        return tiny(self.device, torch.float32)
+
+
+def test_rays_workers_make_the_same(parents, tmp_path, monkeypatch):
+    if not find_spec("ray"):
+        pytest.skip("Ray is not installed")
+    monkeypatch.setattr(pipeline, "Engine", Elsewhere)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)  # where they find this file
+    own, made = config(prompt="a hall", path=OWN | {"metres_per_unit": 1.0}, keep_latents=True), []
+    for executor, jobs in (("local", 0), ("ray", 2)):
+        out = tmp_path / executor
+        found = generate(out=out, manifest=parents, config=own, executor=executor, jobs=jobs, report=False)
+        assert (found.ok, found.failed, found.manifest.validate()) == (2, 1, [])
+        made.append({row["parent_clip_id"]: row | {"folder": out} for row in found.manifest.rows()})
+    for parent, row in made[0].items():
+        other = made[1][parent]
+        assert (row["clip_id"], row["status"], row["error"]) == (other["clip_id"], other["status"], other["error"])
+        if row["status"] == "ok":
+            a, b = (load_file(r["folder"] / r["latents_uri"])["latents"] for r in (row, other))
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)  # other numbers of threads add up in other orders
 
 
 def test_bars_and_distortion_are_taken_off(parents):
