@@ -4,11 +4,11 @@
     python benchmarks/fuzz.py --only video --inputs 50 --seed 7
 
 Each input is a sound collection, manifest or video with one to three things wrong: bytes flipped, cut or repeated,
-JSON values replaced, array headers that speak of terabytes or of pickled objects, archives whose members lead
-elsewhere, links and pipes in the place of files, text that names other files. An input may be read, or refused, as a
-whole or in part, with LongtakeError. It has crashed where anything else is raised or the process dies; it has escaped
-where what lies outside its folder was shown, changed or added to. Inputs follow from target and seed, so each can be
-tried again by itself.
+JSON values replaced, rows that name other files, array headers that speak of terabytes or of pickled objects, archives
+whose members lead elsewhere, links and pipes in the place of files, text that names other files. An input may be read,
+or refused, as a whole or in part, with LongtakeError. It has crashed where anything else is raised or the process
+dies; it has escaped where what lies outside its folder was shown, changed or added to. Inputs follow from target and
+seed, so each can be tried again by itself.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ from numpy.typing import NDArray
 
 from longtake.datasets.exporters import export
 from longtake.datasets.filters import load_profile
+from longtake.datasets.formats import exr, vipe
 from longtake.datasets.formats.table import FORMATS
 from longtake.datasets.importers import READERS, ImportConfig, imported_row, read_collection
 from longtake.datasets.manifest import Manifest, create_manifest, open_manifest
 from longtake.datasets.refilter import read_scores
+from longtake.datasets.row_files import path_of
 from longtake.datasets.schema import Provenance, to_table
 from longtake.errors import LongtakeError
 from longtake.geometry import invert_pose, pose, quaternion_from_rotation, rotation_from_vector
@@ -85,7 +87,7 @@ NASTY: list[Any] = [
     {"": {}},
     "NaN",
 ]
-TARGETS = ("manifest", "scores", "profile", "video", *READERS)
+TARGETS = ("manifest", "rows", "scores", "profile", "video", *READERS)
 Fault = tuple[int, str, str]  # seed, crashed or escaped, what
 
 
@@ -121,8 +123,10 @@ def sound(target: str, folder: Path) -> None:
         (folder / "scene" / "camera" / "split_0.json").write_text(json.dumps(cameras))
     else:
         shutil.rmtree(folder)
-        manifest = _manifest(folder if target == "manifest" else folder.with_name("manifest"))
-        if target != "manifest":
+        manifest = _manifest(folder if target in ("manifest", "rows") else folder.with_name("manifest"))
+        if target == "rows":
+            _named_files(manifest)
+        elif target != "manifest":
             export(manifest, target, folder)
             shutil.rmtree(manifest.folder)
         if target == "colmap":
@@ -135,6 +139,7 @@ def sound(target: str, folder: Path) -> None:
             (folder / "rgb").mkdir()
             for clip in sorted((folder / "pose").iterdir()):
                 (folder / "rgb" / f"{clip.stem}.mp4").write_bytes(b"not looked into")
+                _depth_and_masks(folder, clip.stem)
 
 
 def _path(count: int = 12) -> NDArray[np.float64]:
@@ -156,6 +161,35 @@ def _manifest(folder: Path) -> Manifest:
     manifest.append(rows[2:])
     shutil.rmtree(cameras)
     return manifest
+
+
+def _named_files(manifest: Manifest) -> None:
+    """Films and depth of the rows, below the manifest."""
+    rows = list(manifest.rows())
+    for row in rows:
+        folder = manifest.folder / "clips" / row["clip_id"]
+        folder.mkdir(parents=True)
+        names = {name: f"clips/{row['clip_id']}/{name}" for name in ("a.mp4", "depth.zip")}
+        for name in names.values():
+            (manifest.folder / name).write_bytes(b"film")
+        row |= {"uri": names["a.mp4"], "depth_uri": names["depth.zip"], "depth_encoding": ""}
+        row |= {"sha256": hashlib.sha256(b"film").hexdigest(), "bytes": 4}
+    manifest.append(rows)
+
+
+def _depth_and_masks(folder: Path, name: str) -> None:
+    import cv2
+
+    for kind in ("depth", "mask"):
+        (folder / kind).mkdir(exist_ok=True)
+        with zipfile.ZipFile(folder / kind / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for frame in range(0, 12, 3):
+                if kind == "depth":
+                    archive.writestr(f"{frame:05d}.exr", exr.write_depth(np.linspace(1, 9, 20 * 30).reshape(20, 30)))
+                else:
+                    png = cv2.imencode(".png", np.full((20, 30), frame, np.uint8))[1]
+                    archive.writestr(f"{frame:05d}.png", png.tobytes())
+    (folder / "mask" / f"{name}.txt").write_text("3: a dog\n")
 
 
 def _config(target: str, **known: Any) -> ImportConfig:
@@ -350,7 +384,7 @@ def _archive(path: Path, rng: np.random.Generator) -> None:
     if not names:
         return
     name = names[rng.integers(len(names))]
-    match rng.integers(6):
+    match rng.integers(8):
         case 0:
             parts[name] = _header(parts[name], rng)
         case 1:
@@ -361,6 +395,11 @@ def _archive(path: Path, rng: np.random.Generator) -> None:
             parts[name] = parts[name][: rng.integers(len(parts[name]) + 1)]
         case 4:
             del parts[name]
+        case 5 | 6 if parts[name]:
+            data = bytearray(parts[name])
+            for _ in range(rng.integers(1, 9)):  # most in what stands first: headers
+                data[rng.integers(min(len(data), 400))] = rng.integers(256)
+            parts[name] = bytes(data)
         case _:
             parts[name] = b"\0" * (1 << 24)  # a small bomb: 16 MiB of nothing
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -385,12 +424,16 @@ def try_one(target: str, seed: int, template: Path, workspace: Path) -> str:
     inside, outside = workspace / "in", workspace / "outside"
     shutil.copytree(template, inside, symlinks=True)
     outside.mkdir()
-    (outside / "canary.txt").write_text(CANARY)
+    for name in ("canary.txt", "a"):
+        (outside / name).write_text(CANARY)
     if target == "manifest":
         _stray_parts(inside, outside)
     before = _fingerprint(outside)
     rng = np.random.default_rng([seed, *target.encode()])
-    damage(inside, rng)
+    if target == "rows":
+        _rename(inside, outside, rng)
+    else:
+        damage(inside, rng)
     try:
         shown, whole = _read(target, inside, workspace / "out", rng, MEDIA[rng.integers(len(MEDIA))])
         answer = "read" if whole else "refused"
@@ -416,6 +459,38 @@ def _stray_parts(inside: Path, outside: Path) -> None:
     shutil.copy(next((outside / "stray").glob("part-*.parquet")), outside / STRAY)
 
 
+def _rename(inside: Path, outside: Path, rng: np.random.Generator) -> None:
+    """Let rows name other files than their own, and put links in the place of files."""
+    canary = outside / "canary.txt"
+    uris = [*(uri for uri in NASTY if isinstance(uri, str) and "\ud800" not in uri), str(canary), f"file://{canary}"]
+    uris += [
+        "../outside/canary.txt",
+        "clips/../../outside/canary.txt",
+        f"file:{canary}",
+        f"s3://{canary}",
+        "link",
+        "links/a",
+    ]
+    (inside / "link").symlink_to(canary)
+    (inside / "links").symlink_to(outside)
+    manifest = Manifest(inside)
+    rows = list(manifest.rows())
+    for row in rows[: rng.integers(1, len(rows) + 1)]:
+        uri = uris[rng.integers(len(uris))]
+        match rng.integers(4):
+            case 0:
+                row["uri"] = uri
+            case 1:
+                row["depth_uri"] = uri
+            case 2:
+                row["image_uris"] = [uri, *[row["uri"]] * (row["num_frames"] - 1)]
+            case _:
+                path = inside / row["uri"]
+                path.unlink()
+                path.symlink_to(canary if rng.integers(2) else path.name)
+    manifest.append(rows)
+
+
 def _read(target: str, inside: Path, out: Path, rng: np.random.Generator, media: Any) -> tuple[str, bool]:
     """All that a user would be shown, and whether nothing was refused."""
     if target == "manifest":
@@ -423,6 +498,8 @@ def _read(target: str, inside: Path, out: Path, rng: np.random.Generator, media:
         words = repr([row["caption"] for row in manifest.rows()])
         problems = manifest.validate()
         return words + repr(problems), not problems
+    if target == "rows":
+        return _files_of_rows(open_manifest(inside))
     if target == "scores":
         return repr([read_scores([path]) for path in sorted(inside.iterdir())]), True
     if target == "profile":
@@ -433,9 +510,29 @@ def _read(target: str, inside: Path, out: Path, rng: np.random.Generator, media:
         files = sorted(inside.iterdir())
         return repr(probe(files[rng.integers(len(files))])), True
     config = _config(target, size=(640, 480), scale=None if target == "sana_wm" else "relative", media=media)
-    rows = [imported_row(clip, config, PROVENANCE, out) for clip in read_collection(inside, config, _some_probe)]
+    rows = []
+    for clip in read_collection(inside, config, _some_probe):
+        if clip.depth is not None:
+            sum(depth.size for _, depth in vipe.read_depth(clip.depth, *clip.span))
+        rows.append(imported_row(clip, config, PROVENANCE, out))
     to_table(rows)  # checks each
     return repr([(row["uri"], row["error"], row["caption"]) for row in rows]), all(r["error"] is None for r in rows)
+
+
+def _files_of_rows(manifest: Manifest) -> tuple[str, bool]:
+    """What stands in the files that are found for the rows of a manifest."""
+    shown, whole = [repr(manifest.validate(hashes=True))], True
+    for row in manifest.rows():
+        for column in ("uri", "depth_uri", "image_uris"):
+            if row[column] is None:
+                continue
+            try:
+                found = [path_of(place) for place in manifest.files.find(row, column)]
+            except LongtakeError as error:
+                shown, whole = [*shown, str(error)], False
+                continue
+            shown += [path.read_bytes().decode() for path in found if os.path.isfile(path)]
+    return "".join(shown), whole
 
 
 def _no_probe(path: Path, stills: bool, fps: float | None) -> VideoInfo:

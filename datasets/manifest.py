@@ -603,8 +603,11 @@ class Manifest:
         except BadMedia as error:
             return None if "://" in uri else f"is never read: {error}"
         storage, name = (Local(Path("/")), str(place)) if isinstance(place, Path) else place
-        if not storage.exists(name):
-            return "does not exist"
+        try:
+            if not storage.exists(name):
+                return "does not exist"
+        except OSError as error:  # a name that is too long, a folder that is not ours
+            return f"cannot be looked at: {error.strerror}"
         if row is None or row["sha256"] is None or row["image_uris"] is not None:
             return None
         with storage.open(name) as file:

@@ -25,6 +25,7 @@ from .safe import followed, regular, told
 from .storage import Local, Remote, Storage, open_storage
 
 VARIABLE = "LONGTAKE_FILES_IN"
+MAX_PATH, MAX_NAME = 4000, 255  # characters; file systems have no longer ones
 Place = tuple[Storage, str]
 
 
@@ -76,6 +77,8 @@ class RowFiles:
         Raises:
             BadMedia: unsafe_path, where it is no file of a folder or an object store, or leads out of its folder.
         """
+        if len(uri) > MAX_PATH or any(len(part) > MAX_NAME for part in uri.split("/")):
+            raise BadMedia("unsafe_path", f"{where} {uri[:80]}...: a name of {len(uri)} characters.")
         scheme, separator, rest = uri.partition("://")
         if separator and scheme == "file" and rest.startswith("/"):
             uri = rest

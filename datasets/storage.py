@@ -168,11 +168,15 @@ class Local:
         now, found = time.time(), []
         paths = (self.folder / folder).rglob("*") if deep else (self.folder / folder).glob("*")
         for path in paths:
-            with suppress(FileNotFoundError):  # gone meanwhile
+            try:
                 status = path.stat()
-                if path.is_file():
-                    name = path.relative_to(self.folder).as_posix()
-                    found.append(Entry(name=name, bytes=status.st_size, age_s=now - status.st_mtime))
+            except OSError as error:  # gone meanwhile, or a loop of links
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
+                continue
+            if stat.S_ISREG(status.st_mode):
+                name = path.relative_to(self.folder).as_posix()
+                found.append(Entry(name=name, bytes=status.st_size, age_s=now - status.st_mtime))
         return sorted(found, key=lambda entry: entry.name)
 
     def present(self, names: Iterable[str]) -> set[str]:

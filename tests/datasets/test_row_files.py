@@ -80,6 +80,8 @@ def test_elsewhere_it_must_be_the_file_that_the_row_was_made_from(place, uri):
         "clips/\0.mp4",
         "/\0.mp4",
         "",
+        "a" * 256,
+        "/" + "a/" * 3000,
     ],
 )
 def test_what_is_refused(place, uri):
@@ -156,3 +158,11 @@ def test_a_manifest_finds_them_also_in_another_process(place, make_row):
         manifest.files.find(found)
     trusting = pickle.loads(pickle.dumps(open_manifest(place, files_in=[place.parent / "other"]).files))
     assert path_of(trusting.find(found)[0]).read_bytes() == SECRET
+
+
+def test_validating_what_cannot_be_looked_at(place, make_row):
+    (place / "clips" / "a").mkdir()
+    manifest = create_manifest(place)  # with a loop of links below clips/
+    manifest.append([make_row("a.mp4") | {"uri": "clips/loop.mp4"}, make_row("b.mp4") | {"uri": "a" * 300}])
+    problems = " ".join(manifest.validate())
+    assert "loop.mp4' cannot be followed" in problems and "a name of 300 characters" in problems
