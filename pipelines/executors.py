@@ -547,15 +547,16 @@ class RayTasks:
     def _open_pool(self, stage: Stage) -> _Pool:
         """Actors for a stage: as many as the GPUs hold, or without GPUs on at most half of the CPUs.
 
-        An actor keeps what it occupies for as long as it lives: those on GPUs are given no CPU, for else none might be
-        left for the other stages.
+        An actor keeps what Ray gives it for as long as it lives, and other stages would wait for ever for what it
+        leaves too little of. So those on GPUs are given no CPU, and none is given memory: that limits their number.
         """
         need = self._need(stage)
         whole = self.ray.cluster_resources()
+        memory = need.pop("memory", 0)
         if stage.resources.gpus:
             size = actors_on(whole.get("GPU", 0.0), stage.resources.gpus)
         else:
-            size = min(self.slots // 2, int(whole["memory"] // need["memory"]) if "memory" in need else self.slots)
+            size = min(self.slots // 2, int(whole["memory"] / 2 // memory) if memory else self.slots)
         if stage.resources.gpus or self.slots == 1:
             need["num_cpus"] = 0
         tries = 2 * (TRIES - 1)  # a death may take two: the call that it cut off, and the next, which finds nobody yet

@@ -277,6 +277,16 @@ def test_more_memory_than_there_is_runs_alone(tmp_path, ray_cluster):
     assert [o.status for o in outcomes] == ["ok"]
 
 
+def test_actors_leave_memory_to_other_stages(tmp_path, ray_cluster):
+    pool = make_executor("ray", tmp_path / "store", jobs=2)
+    all_there_is = Resources(memory_bytes=1 << 60)
+    first = toy.job(toy.use_network, str(tmp_path / "a"), name="net", resources=all_there_is, resident=True)
+    second = toy.job(toy.use_network, str(tmp_path / "b"), name="other", resources=all_there_is)
+    outcomes, _ = run(pool, tmp_path / "store", [first, second])
+    pool.close()
+    assert [o.status for o in outcomes] == ["ok", "ok"]
+
+
 def test_a_killed_ray_worker_costs_one_job(tmp_path, ray_cluster):
     pool = make_executor("ray", tmp_path / "store", jobs=2)
     jobs = [toy.job(toy.die, int(signal.SIGKILL), clip="bad"), toy.count_job(2, tmp_path / "calls")]
