@@ -25,6 +25,7 @@ class KltConfig:
     max_tracks: int = 1200
     min_distance_px: float = 7.0  # between tracks where they are born
     window_px: int = 17
+    window_softness: float = 5.0  # or wider: of the standard deviation of the picture's blur
     levels: int = 4
     max_return_px: float = 1.0  # forward-backward distance
     keyframe_motion: float = 0.045  # median displacement since the last keyframe, of the image diagonal
@@ -44,6 +45,7 @@ class FeatureTracks:
 
     width: int  # of the frames tracked in
     height: int
+    px: float  # that tracks' errors count as one, see `error_px`
     frame_index: NDArray[np.int64]  # [F]
     row: NDArray[np.int32]  # [O] ascending
     track: NDArray[np.int32]  # [O] numbers that mean the same track in the next chunk
@@ -57,6 +59,34 @@ class FeatureTracks:
 def without_pictures(tracks: FeatureTracks) -> FeatureTracks:
     """What is kept of a chunk once it is solved: pictures and descriptors take most of the memory."""
     return replace(tracks, images=[], features=[], keypoint_track=[])
+
+
+SOFT_PX = 2.0  # standard deviation of the blur before softness is measured: compression's noise looks sharp
+SOFT_ERROR = 0.33  # of a picture's softness, that counts as a pixel
+
+
+def softness(gray: NDArray[np.uint8]) -> float:
+    """Standard deviation (px) of the blur that makes steps the edges of a picture; 0 of a sharp one, or one without.
+
+    A step after a Gaussian of deviation s has twice s^2 times more energy in its slope than in the change of its slope.
+    """
+    picture = cv2.GaussianBlur(gray.astype(np.float32), (0, 0), SOFT_PX)
+
+    def slopes(of: NDArray) -> tuple[NDArray, NDArray]:
+        return cv2.Sobel(of, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(of, cv2.CV_32F, 0, 1, scale=1 / 8)
+
+    first = slopes(picture)
+    second = [s for slope in first for s in slopes(slope)]
+    bend = sum(float(np.square(s).sum()) for s in second)
+    if bend == 0:
+        return 0.0
+    return float(np.sqrt(max(0.0, sum(float(np.square(s).sum()) for s in first) / bend / 2 - SOFT_PX**2)))
+
+
+def error_px(width: int, height: int, soft: float) -> float:
+    """Pixels that tracks err by where in a sharp picture with a diagonal of 800 they err by one: in a soft picture it
+    is not the pixels that matter, but a share of its blur."""
+    return max(float(np.hypot(width, height)) / 800, SOFT_ERROR * soft)
 
 
 class _Tracker:
@@ -79,6 +109,7 @@ class _Tracker:
         self.points: list[NDArray] = []
         self.keyframes: list[int] = []
         self.images: list[NDArray] = []
+        self.soft: list[float] = []
         self.features: list[Features] = []
         self.keypoint_track: list[NDArray] = []
 
@@ -138,6 +169,9 @@ class _Tracker:
         features = extract(gray, self.mask)
         self.keyframes.append(row)
         self.images.append(gray)
+        self.soft.append(softness(gray))
+        size = max(self.config.window_px, 2 * round(self.config.window_softness * self.soft[-1] / 2) + 1)
+        self.lk["winSize"] = (size, size)
         self.features.append(features)
         self.keypoint_track.append(self.grow(gray, features))
         self.key_ids, self.key_xy = self.ids.copy(), self.xy.copy()
@@ -199,6 +233,7 @@ class _Tracker:
         return FeatureTracks(
             width=self.last.shape[1],
             height=self.last.shape[0],
+            px=error_px(self.last.shape[1], self.last.shape[0], float(np.median(self.soft))),
             frame_index=np.array(self.index, np.int64),
             row=np.repeat(np.arange(last + 1, dtype=np.int32), [len(t) for t in self.tracks]),
             track=np.concatenate(self.tracks),
@@ -214,7 +249,7 @@ class _Tracker:
         keep = self.config.chunk_overlap
         first = self.keyframes[-keep]
         self.keyframes = [k - first for k in self.keyframes[-keep:]]
-        for name in ("images", "features", "keypoint_track"):
+        for name in ("images", "soft", "features", "keypoint_track"):
             setattr(self, name, getattr(self, name)[-keep:])
         for name in ("index", "tracks", "points"):
             setattr(self, name, getattr(self, name)[first:])

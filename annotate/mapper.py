@@ -46,6 +46,7 @@ class Observations:
 
     width: int
     height: int
+    px: float  # that tracks' errors count as one, see `klt.error_px`
     num_views: int
     num_tracks: int
     view: NDArray[np.int64]  # [O]
@@ -79,10 +80,6 @@ class Observations:
     @property
     def has_depth(self) -> bool:
         return bool(self.depth_weight.any())
-
-    @property
-    def diagonal(self) -> float:
-        return float(np.hypot(self.width, self.height))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +118,7 @@ class Map:
     def __init__(self, obs: Observations, config: MapperConfig, intrinsics: Intrinsics, focal: float) -> None:
         self.obs, self.config, self.setting = obs, config, intrinsics
         v = obs.num_views
-        self.px = obs.diagonal / 800
+        self.px = float(np.hypot(obs.width, obs.height)) / 800
         if intrinsics.given is None:
             row = np.array([focal, focal, (obs.width - 1) / 2, (obs.height - 1) / 2, 0.0, 0.0])
         else:

@@ -1,8 +1,8 @@
 """What kind of motion a chunk shows, and the map of a camera that only turns.
 
-`classify` says "static" (most long tracks stay where they are), "flat" (one homography explains nearly every pair of
-keyframes: a camera that turns, or a flat scene) or "general"; `turning_map` tells the two kinds of flat apart by
-fitting rotations about one centre: Torr, Fitzgibbon & Zisserman, IJCV 32(1), 1999, on choosing the model.
+`classify` says "static" (most long tracks stay where they are), "planar" (one homography explains nearly every pair of
+keyframes: a flat scene, or a camera that turns) or "general"; `turning_map` fits rotations about one centre, which then
+compete with cameras that move: Torr, Fitzgibbon & Zisserman, IJCV 32(1), 1999, on choosing the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .twoview import Pair
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """Pixels are for an image diagonal of 800."""
+    """Pixels are for an image diagonal of 800; of a turn `Observations.px`."""
 
     still_px: float = 1.0  # a track that stays within this of its median position is still
     still_share: float = 0.6  # of the observations of long tracks, for a static camera;
@@ -28,8 +28,10 @@ class MotionConfig:
         0.6  # or still tracks in this share of the cells along the picture's border, whatever moves within
     )
     flat_off_plane: float = 0.12  # share of matches off the homography in a pair that counts as flat
+    turning_off_plane: float = 0.3  # the same of a pair that a turn is tried for
     flat_share: float = 0.8  # of the pairs
     turning_px: float = 0.6  # median residual of rotations about one centre
+    turning_worse: float = 1.5  # times what cameras that move leave over, at which a camera does not turn
     turning_longest: float = (
         4.0  # longer sides; beyond, a turn looks like a glide over a wall, whatever the focal length
     )
@@ -37,12 +39,19 @@ class MotionConfig:
 
 
 def classify(tracks: FeatureTracks | None, pairs: list[Pair], config: MotionConfig) -> str:
-    """ "static" (never without `tracks`, for photographs), "flat" or "general"."""
+    """ "static" (never without `tracks`, for photographs), "planar" or "general"."""
     if tracks is not None and _is_static(tracks, config):
         return "static"
-    if pairs and np.mean([p.off_plane < config.flat_off_plane for p in pairs]) >= config.flat_share:
-        return "flat"
-    return "general"
+    return "planar" if _is_flat(pairs, config.flat_off_plane, config) else "general"
+
+
+def may_turn(pairs: list[Pair], config: MotionConfig) -> bool:
+    """Whether so little is off one homography that the camera may only turn."""
+    return _is_flat(pairs, config.turning_off_plane, config)
+
+
+def _is_flat(pairs: list[Pair], off_plane: float, config: MotionConfig) -> bool:
+    return bool(pairs and np.mean([p.off_plane < off_plane for p in pairs]) >= config.flat_share)
 
 
 def _is_static(tracks: FeatureTracks, config: MotionConfig) -> bool:
@@ -89,7 +98,7 @@ def turning_map(
         seen = best.registered[best.obs.view] & np.isfinite(best.points[best.obs.track, 0])
         error = best.residual_px(np.flatnonzero(best.inlier))
         explained = best.inlier.sum() / max(1, best.seen_twice().sum())
-        if seen.any() and np.median(error) < motion.turning_px * best.px and explained > motion.turning_share:
+        if seen.any() and np.median(error) < motion.turning_px * obs.px and explained > motion.turning_share:
             best.polish(images, rounds=2)
             if np.median(best.intrinsics[:, 0]) > motion.turning_longest * max(obs.width, obs.height):
                 best.focal_sigma[:] = np.inf

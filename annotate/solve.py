@@ -21,7 +21,7 @@ from .bundle import torch_threads
 from .depth_prior import DepthPrior
 from .every_frame import pose_every_frame, still
 from .features import extract
-from .klt import FeatureTracks
+from .klt import FeatureTracks, error_px, softness
 from .loops import LoopMatch, loop_candidates, matched_loop, verified_loop
 from .mapper import Intrinsics, Map, Observations, reconstruct
 from .matching import (
@@ -33,7 +33,7 @@ from .matching import (
     tracks_of_photographs,
     trusted_pairs,
 )
-from .motion import classify, turning_map
+from .motion import classify, may_turn, turning_map
 from .solved import HELD_OUT, Solved, TrackConfig
 from .twoview import Pair, focal_votes, relate, strongly_bent
 
@@ -59,6 +59,7 @@ def read_photographs(
     tracks = FeatureTracks(
         width=images[0].shape[1],
         height=images[0].shape[0],
+        px=error_px(images[0].shape[1], images[0].shape[0], float(np.median([softness(x) for x in images]))),
         frame_index=np.array(index, np.int64),
         row=np.zeros(0, np.int32),
         track=np.zeros(0, np.int32),
@@ -98,9 +99,9 @@ def solve_photographs(
     trusted = trusted_pairs(tracks.features, matches, guesses[0], config.match)
     tracks = with_tracks(tracks, trusted)
     _, obs = _observations(tracks, None, prior, config)
-    turned, motion = _turning(motion, obs, tracks, setting, guesses, config)
-    if turned is not None:
-        return pose_every_frame(turned, tracks, seconds, motion, frozenset(), config)
+    turned, sure = _turning(motion, pairs, obs, tracks, setting, guesses, config)
+    if turned is not None and sure:
+        return pose_every_frame(turned, tracks, seconds, "rotation", frozenset(), config)
     starts = [(p.a, p.b) for p in _starting_pairs([m.pair for m in trusted])]
     complete: dict[bool, FeatureTracks] = {}  # the tracks that each map is made of
 
@@ -125,6 +126,8 @@ def solve_photographs(
         return second
 
     best = _choose_focal_model(build, setting, config)
+    if turned is not None and not _moves(best, turned, config):
+        return pose_every_frame(turned, tracks, seconds, "rotation", frozenset(), config)
     if best is None or not best.inlier.any():
         return still(tracks, setting, "general", frozenset({"no_reconstruction"}), config)
     return pose_every_frame(best, complete[best.setting.per_view], seconds, motion, frozenset(), config)
@@ -261,9 +264,9 @@ def _map_of_video(
     """The map of a chunk's keyframes, if there is one, the motion class, and flags."""
     names, obs = _observations(tracks, seconds, prior, config, names)
     guesses = _focal_guesses(pairs, float(max(tracks.width, tracks.height)), before, setting, config)
-    turned, motion = _turning(motion, obs, tracks, setting, guesses, config)
-    if turned is not None:
-        return turned, motion, frozenset()
+    turned, sure = _turning(motion, pairs, obs, tracks, setting, guesses, config)
+    if turned is not None and sure:
+        return turned, "rotation", frozenset()
     starts = [(p.a, p.b) for p in _starting_pairs(pairs)]
 
     def build(per_view: bool) -> Map | None:
@@ -281,6 +284,8 @@ def _map_of_video(
             if best.setting.per_view:  # zoom and dolly differ little in short tracks
                 best.look_again(tracks.images)
             best.polish(tracks.images, rounds=1)
+    if turned is not None and not _moves(best, turned, config):
+        return turned, "rotation", frozenset()
     return best, motion, frozenset({"loop_closed"} if loops else ())
 
 
@@ -340,6 +345,7 @@ def _observations(
         depth_weight=depth_weight,
         width=tracks.width,
         height=tracks.height,
+        px=tracks.px,
         num_views=len(tracks.keyframes),
         num_tracks=len(names),
         time_s=None if seconds is None else seconds[tracks.keyframes],
@@ -349,17 +355,42 @@ def _observations(
 
 def _turning(
     motion: str,
+    pairs: list[Pair],
     obs: Observations,
     tracks: FeatureTracks,
     setting: Intrinsics,
     guesses: list[float],
     config: TrackConfig,
-) -> tuple[Map | None, str]:
-    """The map of a camera that only turns, where "flat" motion is that, and what the motion is then called."""
-    if motion != "flat":
-        return None, motion
+) -> tuple[Map | None, bool]:
+    """The map of a camera that only turns, where that may be, and whether it needs no comparison: what it leaves over
+    of a scene that looks flat is no more than noise."""
+    if not may_turn(pairs, config.motion):
+        return None, False
     turned = turning_map(obs, config.mapper, setting, guesses, tracks.images, config.motion)
-    return turned, "planar" if turned is None else "rotation"
+    noise = config.mapper.noise_px**2
+    sure = turned is not None and motion == "planar" and _left_over(turned, turned.registered) < noise / (1 + noise)
+    return turned, sure
+
+
+def _moves(moving: Map | None, turned: Map, config: TrackConfig) -> bool:
+    """Whether cameras that move leave over far less than one that turns: a glide over a wall looks like a turn."""
+    if moving is None:
+        return False
+    both = moving.registered & turned.registered
+    return config.motion.turning_worse * _left_over(moving, both) < _left_over(turned, both)
+
+
+def _left_over(m: Map, views: NDArray) -> float:
+    """Share of what these views saw twice that a map leaves over: of each observation more, the worse it fits.
+
+    A point in space fits the two numbers of each of its n observations with three of its own, a direction with two.
+    """
+    loose = _loosened(m, m.config.inlier_px)
+    o = np.flatnonzero(loose.seen_twice())
+    numbers = 2 * np.bincount(loose.obs.track[o])[loose.obs.track[o]]
+    error = np.nan_to_num(loose.residual_px(o), nan=np.inf) / m.obs.px
+    square = (error**2 * numbers / (numbers - (2 if m.turning else 3)))[views[loose.obs.view[o]]]
+    return 1 - float((1 / (1 + square)).mean()) if len(square) else 1.0
 
 
 def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics, config: TrackConfig) -> Map | None:
@@ -388,7 +419,6 @@ def _choose_focal_model(build: Callable[[bool], Map | None], setting: Intrinsics
 def _keyframe_pairs(tracks: FeatureTracks) -> list[Pair]:
     """Two-view geometry of keyframes with the farthest later one that still shares a third of their tracks."""
     centre = np.array([(tracks.width - 1) / 2, (tracks.height - 1) / 2])
-    px = np.hypot(tracks.width, tracks.height) / 800
     bounds = np.searchsorted(tracks.row, np.stack([tracks.keyframes, tracks.keyframes + 1]))
     seen = []
     for lo, hi in bounds.T:
@@ -404,7 +434,7 @@ def _keyframe_pairs(tracks: FeatureTracks) -> list[Pair]:
             found = (j, ia, ib)
         if found:
             j, ia, ib = found
-            pair = relate(i, j, seen[i][1][ia], seen[j][1][ib], limit_px=1.0 * px)
+            pair = relate(i, j, seen[i][1][ia], seen[j][1][ib], limit_px=tracks.px)
             if pair:
                 out.append(pair)
     return out

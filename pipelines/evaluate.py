@@ -258,7 +258,8 @@ def _track(info: VideoInfo, wanted: Wanted, stop: int) -> tuple[NDArray[np.float
             file = Path(folder) / "enlarged.mp4"
             size = (times * info.width, times * info.height)
             enlarged = (cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in _all(info, wanted.start, stop))
-            encode_rgb(file, (np.asarray(x, np.uint8) for x in enlarged), info.fps, crf=10)
+            # without loss: what an encoder loses is not the same twice
+            encode_rgb(file, (np.asarray(x, np.uint8) for x in enlarged), info.fps, crf=0)
             found, reason = _posed(probe(file), 0, stop - wanted.start, larger)
     if _count(found) < stop - wanted.start:
         second, why = _posed(info, wanted.start, stop, None if k is None else tuple(k[0]))

@@ -36,6 +36,7 @@ def shot():
         xy=tracks.xy[at],
         width=WIDTH,
         height=HEIGHT,
+        px=tracks.px,
         num_views=len(keys),
         num_tracks=int(tracks.track.max()) + 1,
         time_s=keys / 30,

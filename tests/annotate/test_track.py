@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from longtake.annotate.klt import error_px, softness
 from longtake.annotate.track import TrackConfig, estimate_track
 from longtake.annotate.video import probe
 from longtake.geometry import align_similarity, pose, rotation_from_vector
 from longtake.records import Rejected, Shot, Track
+from longtake.render.painted_room import filmed, intrinsics, painted_room, random_path
 from longtake.render.room import Room, camera_path, render_clip
 
 from ..videos import write
 
 WIDTH, HEIGHT = 320, 240
-ROOM = Room(0)
+ROOM, PAINTED = Room(0), painted_room()
 
 
 def track_of(path: Path, *, overlay: NDArray | None = None, **options) -> Track | Rejected:
@@ -134,6 +136,42 @@ def test_a_zoom_is_no_translation(tmp_path):
     assert track.focal_status == "undetermined"  # a zoom shows ratios alone,
     ratio = track.intrinsics[:, 0] / track.intrinsics[0, 0]
     np.testing.assert_allclose(ratio, k[:, 0] / k[0, 0], rtol=0.01)  # and these must be right
+
+
+# ---- small, soft and short ---------------------------------------------------------------------------------------
+
+
+def soft_film(folder: Path, seed: int) -> tuple[Path, NDArray, tuple[float, ...]]:
+    """25 frames of 224x128 without any fine detail, their cameras [T, 4, 4] and fx, fy, cx, cy."""
+    cameras, k = random_path(seed, 25), intrinsics(224, 128)
+    pictures = filmed(PAINTED, cameras, np.tile(k, (25, 1)), 224, 128)
+    return write(folder / f"{seed}.mp4", pictures, options={"crf": "0"}), cameras, tuple(k)
+
+
+@pytest.mark.parametrize("seed, known", [(30005, True), (30031, True), (30005, False), (30015, False)])
+def test_a_soft_turn_is_a_turn(tmp_path, seed, known):
+    path, cameras, k = soft_film(tmp_path, seed)
+    track = posed(track_of(path, intrinsics=k if known else None))
+    assert track.motion_class == "rotation" and track.pose_valid.all() and not track.world_from_cam[:, :3, 3].any()
+    assert rotation_error_deg(track, cameras) < (0.5 if known else 1.0)
+    assert focal_error(track, np.array([k])) < (1e-9 if known else 0.05)
+
+
+@pytest.mark.parametrize("seed", [30020, 30037])
+def test_a_soft_glide_is_no_turn(tmp_path, seed):
+    path, cameras, k = soft_film(tmp_path, seed)
+    track = posed(track_of(path, intrinsics=k))
+    assert track.motion_class != "rotation" and track.pose_valid.all()
+    assert rotation_error_deg(track, cameras) < 1.5 and position_error(track, cameras) < 0.05
+
+
+def test_how_soft_a_picture_is():
+    step = np.zeros((128, 224), np.float32)
+    step[:, 80:], step[:, 150:] = 200, 60
+    assert softness(step.astype(np.uint8)) < 1 and softness(np.full((60, 80), 90, np.uint8)) == 0
+    for blur in (3.0, 6.0):
+        assert softness(cv2.GaussianBlur(step, (0, 0), blur).astype(np.uint8)) == pytest.approx(blur, rel=0.1)
+    assert error_px(640, 480, 1.0) == 1.0 < error_px(640, 480, 6.0)
 
 
 # ---- cameras that travel -----------------------------------------------------------------------------------------
