@@ -31,7 +31,8 @@ class MotionConfig:
     turning_off_plane: float = 0.3  # the same of a pair that a turn is tried for
     flat_share: float = 0.8  # of the pairs
     turning_px: float = 0.6  # median residual of rotations about one centre
-    turning_worse: float = 1.5  # times what cameras that move leave over, at which a camera does not turn
+    turning_more: float = 0.1  # share of all that it leaves over beside cameras that move, or
+    turning_worse: float = 2.0  # times what these leave over, where a camera does not turn
     turning_longest: float = (
         4.0  # longer sides; beyond, a turn looks like a glide over a wall, whatever the focal length
     )

@@ -373,11 +373,16 @@ def _turning(
 
 
 def _moves(moving: Map | None, turned: Map, config: TrackConfig) -> bool:
-    """Whether cameras that move leave over far less than one that turns: a glide over a wall looks like a turn."""
+    """Whether cameras that move leave over far less than one that turns: a glide over a wall looks like a turn.
+
+    Less by a share of all, or, where little is off, by a factor: the errors of soft pictures are no mere noise, and of
+    what they leave over a camera that moves explains some.
+    """
     if moving is None:
         return False
     both = moving.registered & turned.registered
-    return config.motion.turning_worse * _left_over(moving, both) < _left_over(turned, both)
+    less, more = _left_over(moving, both), _left_over(turned, both)
+    return more - less > config.motion.turning_more or more > config.motion.turning_worse * less
 
 
 def _left_over(m: Map, views: NDArray) -> float:
@@ -386,9 +391,11 @@ def _left_over(m: Map, views: NDArray) -> float:
     A point in space fits the two numbers of each of its n observations with three of its own, a direction with two.
     """
     loose = _loosened(m, m.config.inlier_px)
+    loose.bundle(iterations=15, loss_px=m.obs.px / m.px)  # of all, not of what fitted best
+    loose.triangulate()
     o = np.flatnonzero(loose.seen_twice())
     numbers = 2 * np.bincount(loose.obs.track[o])[loose.obs.track[o]]
-    error = np.nan_to_num(loose.residual_px(o), nan=np.inf) / m.obs.px
+    error = np.nan_to_num(loose.residual_px(o), nan=np.inf, posinf=np.inf) / m.obs.px
     square = (error**2 * numbers / (numbers - (2 if m.turning else 3)))[views[loose.obs.view[o]]]
     return 1 - float((1 / (1 + square)).mean()) if len(square) else 1.0
 

@@ -157,7 +157,7 @@ def test_a_soft_turn_is_a_turn(tmp_path, seed, known):
     assert focal_error(track, np.array([k])) < (1e-9 if known else 0.05)
 
 
-@pytest.mark.parametrize("seed", [30020, 30037])
+@pytest.mark.parametrize("seed", [30020, 30037, 30075])
 def test_a_soft_glide_is_no_turn(tmp_path, seed):
     path, cameras, k = soft_film(tmp_path, seed)
     track = posed(track_of(path, intrinsics=k))
