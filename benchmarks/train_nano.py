@@ -7,11 +7,12 @@
 Training goes on where it was cut off, and writes the weights where the package has them. The clips are of one room
 (`longtake.render.painted_room`), seen from its open half: trained on others, the network knows those instead.
 
-The weights that are shipped took some 85 minutes of one core (AMD EPYC with AVX512-BF16), with detours that the
-defaults here leave out. Autoencoder: 2000 steps on the same paths in the room's own, finer paint (crops of 64 x 96, two
-a step), 1200 on the painted room with a blur of 1.5 pixels (the same crops), 1000 with one of 4 (rate 0.01), 450 on
-whole pictures (rate 0.01); each began with the weights before it (--begin-with). Network: 1700 steps, and 900
-more from a rate of 0.007. Decoder: 900 steps, and 500 more from a rate of 0.005.
+The weights that are shipped took some two and a half hours of one core (AMD EPYC with AVX512-BF16), with detours that
+the defaults here leave out. Autoencoder: 2000 steps on the same paths in the room's own, finer paint (crops of 64 x 96,
+two a step), 1200 on the painted room with a blur of 1.5 pixels (the same crops), 1000 with one of 4 (rate 0.01), 450 on
+whole pictures (rate 0.01); each began with the weights before it (--begin-with). Network: 1700 steps on 120 clips, 900
+more from a rate of 0.007, then on 306 clips to 4100, 5600 and 7000 (--net-steps: each begins where the rate of so many
+would be). Decoder: 900 steps, and 500 more from a rate of 0.005.
 """
 
 from __future__ import annotations

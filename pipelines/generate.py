@@ -76,7 +76,7 @@ def _nano() -> Model:
     from ..model.sana_wm import nano
 
     def facts() -> list[Facts]:
-        sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in nano.weights())).hexdigest()
+        sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in (nano.NET_FILE, nano.VAE_FILE))).hexdigest()
         about: Facts = {"network": "nano", "repo": None, "revision": None, "sha256": sha256, "licence": "Apache-2.0"}
         return [{**about, "licence_accepted_at": None}]
 

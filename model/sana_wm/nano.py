@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...errors import MissingPart
 from .config import SanaWMConfig
 from .generate import Parts, Settings
 from .load import load
@@ -66,30 +65,14 @@ class HashedWords:
         return self.prompt(text)
 
 
-def weights() -> tuple[Path, Path]:
-    """The files of the network and of its autoencoder, which lie beside this one.
-
-    Raises:
-        MissingPart: this version of longtake has none.
-    """
-    if not (NET_FILE.is_file() and VAE_FILE.is_file()):
-        raise MissingPart(
-            "this version of longtake comes without weights of nano: train them with benchmarks/train_nano.py of the "
-            "repository, which takes hours on one core"
-        )
-    return NET_FILE, VAE_FILE
-
-
 def nano_parts(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Parts:
     """The networks with their weights; for `generate` with `NANO_SETTINGS`.
 
     Raises:
-        MissingPart: this version of longtake has none.
         BadWeights: they are damaged.
     """
-    net_file, vae_file = weights()
     return Parts(
         text=HashedWords,
-        vae=lambda: load_vae(vae_file, NANO_VAE, device=device, dtype=dtype),
-        net=lambda: load(net_file, device=device, dtype=dtype, config=NANO),
+        vae=lambda: load_vae(VAE_FILE, NANO_VAE, device=device, dtype=dtype),
+        net=lambda: load(NET_FILE, device=device, dtype=dtype, config=NANO),
     )

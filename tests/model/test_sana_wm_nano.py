@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from longtake.errors import MissingPart
 from longtake.geometry import invert_pose
 from longtake.model.sana_wm.generate import generate, video
 from longtake.model.sana_wm.nano import NANO_SETTINGS, NET_FILE, VAE_FILE, WORDS, HashedWords, nano_parts
@@ -28,16 +27,6 @@ def test_words_are_directions_of_their_own():
     assert words.prompt("room " * (WORDS + 4)).lost_tokens == 5
 
 
-shipped = pytest.mark.skipif(not NET_FILE.exists(), reason="this version comes without weights of nano")
-
-
-@pytest.mark.skipif(NET_FILE.exists(), reason="this version comes with weights of nano")
-def test_without_weights_it_says_what_to_do():
-    with pytest.raises(MissingPart, match="train_nano"):
-        nano_parts()
-
-
-@shipped
 def test_the_weights_are_small():
     assert NET_FILE.stat().st_size + VAE_FILE.stat().st_size <= 16_000_000
 
@@ -63,7 +52,6 @@ def moves() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-@shipped
 def test_each_video_is_most_like_its_own_path(moves: dict[str, tuple[np.ndarray, np.ndarray]]):
     def off(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.square(a[-1].astype(float) - b[-1]).mean())

@@ -756,16 +756,7 @@ def test_requests_are_the_same_for_the_same_files(picture, tmp_path):
     assert read_npy(tmp_path / "n.npy", "--x").dtype == np.float64
 
 
-@pytest.fixture
-def nano():
-    from longtake.model.sana_wm import nano
-
-    if not (nano.NET_FILE.is_file() and nano.VAE_FILE.is_file()):
-        pytest.skip("nano's weights are not part of this checkout")
-    return nano
-
-
-def test_nano_in_a_worker_process(nano, picture, tmp_path):
+def test_nano_in_a_worker_process(picture, tmp_path):
     """What a user gets without fetching anything."""
     path = PathConfig(action="w-8", intrinsics="130")
     own = GenerateConfig(model="nano", prompt="a room", steps=1, frames=9, path=path)
