@@ -172,7 +172,7 @@ def scale(kind: str, clips: int, repeats: int) -> Iterator[Row]:
 
 
 PARTS = {
-    "cost": lambda share: cost(max(20, int(300 * share)), 3),
+    "cost": lambda share: cost(max(20, int(1000 * share)), 5),
     "chains": lambda share: ray_chains(max(10, int(100 * share)), 3),
     "scale_local": lambda share: scale("local", max(10, int(60 * share)), 2),
     "scale_ray": lambda share: scale("ray", max(10, int(60 * share)), 1),

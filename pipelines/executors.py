@@ -42,6 +42,7 @@ RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(TRIE
 OWN_RAY_SETTINGS = {  # of a cluster that is started here: nobody else can reach it, or has its token
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 0: its servers listen on 127.0.0.1 alone, as on Windows and macOS
     "RAY_AUTH_MODE": "token",
+    "RAY_task_events_report_interval_ms": "0",  # no records of each task, which only Ray's dashboard reads
 }
 WORDS = tuple(f.name for f in fields(Outcome) if f.name != "job")  # what a Ray task tells of its job
 SAME_BUG_LIMIT = 5  # distinct clips with the same unexpected exception: it is not the clips

@@ -155,7 +155,7 @@ class Artifacts:
         self.root = root
 
     def folder(self, key: str) -> Path:
-        return self.root / key[:2] / key
+        return self.root / f"{key[:2]}/{key}"
 
     def has(self, key: str) -> bool:
         return (self.folder(key) / "result.json").is_file()
@@ -201,20 +201,22 @@ class Artifacts:
                 with open(temporary / "arrays.npz", "wb") as file:
                     np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
                     _sync(file)
+            text = json.dumps({"about": about or {}, "inputs": called_with, "value": tree}, allow_nan=False)
             with open(temporary / "result.json", "w", encoding="utf-8") as file:
-                json.dump({"about": about or {}, "inputs": called_with, "value": tree}, file, allow_nan=False)
+                file.write(text)
                 _sync(file)
             sync_folder(temporary)
-            while not self.has(key):
+            while True:
                 try:
                     temporary.rename(folder)
+                    sync_folder(folder.parent)
+                    break
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-                    if not self.has(key):  # what a power cut left of a result
-                        self.drop(key)
-                else:
-                    sync_folder(folder.parent)
+                    if self.has(key):  # another writer was first
+                        break
+                    self.drop(key)  # what a power cut left of a result
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
