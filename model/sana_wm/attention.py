@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...kernels import gdn
 from ...kernels.features import features, short_conv
+from ...kernels.linear import linear
 from ...kernels.ucpe import turn
 from .config import SanaWMConfig
 from .encoding import RayEncoding
@@ -33,6 +34,11 @@ class Places:
     turns: Tensor  # [T, S, 1, D / 2]
     rays: RayEncoding | None  # None: no camera branch
     valid: Tensor | None  # [B, T, 1, 1] 1.0 where a frame is one, 0.0 where it is padding; None: all are
+
+
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 class ShortConv(nn.Module):
@@ -62,17 +68,17 @@ class SelfAttention(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
         self.register_buffer("recall_gate", torch.zeros(1))  # no use is known
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.proj = Linear(width, width)
         self.q_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.k_norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.beta_proj = nn.Linear(width, heads)
-        self.gate_proj = nn.Linear(width, heads)
-        self.output_gate = nn.Linear(width, width)
-        self.q_proj_cam = nn.Linear(width, width)
-        self.k_proj_cam = nn.Linear(width, width)
-        self.v_proj_cam = nn.Linear(width, width)
-        self.out_proj_cam = nn.Linear(width, width)
+        self.beta_proj = Linear(width, heads)
+        self.gate_proj = Linear(width, heads)
+        self.output_gate = Linear(width, width)
+        self.q_proj_cam = Linear(width, width)
+        self.k_proj_cam = Linear(width, width)
+        self.v_proj_cam = Linear(width, width)
+        self.out_proj_cam = Linear(width, width)
         self.q_norm_cam = nn.RMSNorm(width, eps=NORM_EPS)
         self.k_norm_cam = nn.RMSNorm(width, eps=NORM_EPS)
         if not softmax:
@@ -88,8 +94,8 @@ class SelfAttention(nn.Module):
             q, k, v = self.q_proj_cam(u), self.k_proj_cam(u), self.v_proj_cam(u)
             if places.valid is not None:  # the bias: padding is to be nothing to the filter over frames
                 k = k * places.valid
-            out = out + self.out_proj_cam(self._camera(q, k, v, places.rays, places.valid, gates).to(u.dtype))
-        return self.proj((out.float() * F.silu(self.output_gate(u).float())).to(u.dtype))
+            out = self.out_proj_cam(self._camera(q, k, v, places.rays, places.valid, gates).to(u.dtype)).add_(out)
+        return self.proj(F.silu(self.output_gate(u).float(), inplace=True).mul_(out).to(u.dtype))
 
     def _gates(self, u: Tensor, valid: Tensor | None) -> Gates:
         beta = self.beta_proj(u).float().sigmoid()

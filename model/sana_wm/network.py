@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Places, SelfAttention
+from ...kernels.linear import linear
+from .attention import Linear, Places, SelfAttention
 from .config import SanaWMConfig
 from .encoding import RayEncoding, turns
 
@@ -87,7 +88,7 @@ class SanaWM(nn.Module):
         self.config = config
         width = config.width
         self.t_embedder = TimeEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
         self.x_embedder = PointConv(config.latent_channels, width)
         self.y_embedder = TextEmbedder(config.text_width, width)
         self.attention_y_norm = nn.RMSNorm(width, eps=1e-5)
@@ -187,7 +188,7 @@ class Block(nn.Module):
         width = config.width
         self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
         self.attn = SelfAttention(config, softmax=index in config.softmax_blocks, attention_dtype=attention_dtype)
-        self.plucker_proj = nn.Linear(width, width) if index < config.plucker_blocks else None
+        self.plucker_proj = Linear(width, width) if index < config.plucker_blocks else None
         self.cross_attn = CrossAttention(config)
         self.mlp = ConvMlp(width, config.ffn_width)
 
@@ -198,7 +199,7 @@ class Block(nn.Module):
         keep = clip.places.valid
         x = torch.addcmul(x, gate_a, self.attn(_mask(_modulated(x, shift_a, scale_a), keep), clip.places))
         if clip.rays is not None and given.of_rays is not None:
-            x = F.linear(clip.rays, *given.of_rays).add_(x)
+            x = linear(clip.rays, *given.of_rays).add_(x)
         x = self.cross_attn(x, given.words).add_(x)
         w = _mask(_modulated(x, shift_f, scale_f), keep)
         return _mask(torch.addcmul(x, gate_f, self.mlp(w, clip.shape[3:])), keep)
@@ -231,9 +232,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.text_heads
-        self.q_linear = nn.Linear(width, width)
-        self.kv_linear = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q_linear = Linear(width, width)
+        self.kv_linear = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.q_norm = nn.RMSNorm(width, eps=1e-6)
         self.k_norm = nn.RMSNorm(width, eps=1e-6)
 
@@ -312,7 +313,7 @@ class PixelLinear(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.conv.weight.flatten(1), self.conv.bias)
+        return linear(x, self.conv.weight.flatten(1), self.conv.bias)
 
 
 class PointConv(nn.Module):
@@ -323,14 +324,14 @@ class PointConv(nn.Module):
         self.proj = nn.Conv3d(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.movedim(1, -1).flatten(2, 3), self.proj.weight.flatten(1), self.proj.bias)
+        return linear(x.movedim(1, -1).flatten(2, 3), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class TimeEmbedder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TIME_WIDTH, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(TIME_WIDTH, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """[B, T] -> [B, T, C]."""
@@ -344,7 +345,7 @@ class TimeEmbedder(nn.Module):
 class TextEmbedder(nn.Module):
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
-        self.y_proj = nn.ModuleDict({"fc1": nn.Linear(text_width, width), "fc2": nn.Linear(width, width)})
+        self.y_proj = nn.ModuleDict({"fc1": Linear(text_width, width), "fc2": Linear(width, width)})
 
     def forward(self, text: Tensor) -> Tensor:
         return self.y_proj["fc2"](F.gelu(self.y_proj["fc1"](text), approximate="tanh"))
@@ -354,7 +355,7 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
-        self.linear = nn.Linear(width, channels)
+        self.linear = Linear(width, channels)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x [B, T, S, C] and the frames' times t [B, T, C] -> [B, T, S, channels]."""
