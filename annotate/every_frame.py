@@ -6,7 +6,7 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
-from ..geometry import interpolate_pose, invert_pose, undistort
+from ..geometry import interpolate_pose, invert_pose, undistort, unit_px
 from .bundle import BundleConfig, batch_resect
 from .klt import FeatureTracks, without_pictures
 from .mapper import Intrinsics, Map, reprojection_px
@@ -207,7 +207,7 @@ def still(
         points=np.zeros((0, 3)),
         obs_xy=tracks.xy.astype(np.float64),
         residual=residual,
-        inlier=residual < config.frame_px * np.hypot(tracks.width, tracks.height) / 800,
+        inlier=residual < config.frame_px * unit_px(tracks.width, tracks.height),
         stats={},
     )
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..geometry import unit_px
 from ..records import Frame
 from .features import Features, extract, match
 
@@ -86,7 +87,7 @@ def softness(gray: NDArray[np.uint8]) -> float:
 def error_px(width: int, height: int, soft: float) -> float:
     """Pixels that tracks err by where in a sharp picture with a diagonal of 800 they err by one: in a soft picture it
     is not the pixels that matter, but a share of its blur."""
-    return max(float(np.hypot(width, height)) / 800, SOFT_ERROR * soft)
+    return max(unit_px(width, height), SOFT_ERROR * soft)
 
 
 class _Tracker:

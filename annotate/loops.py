@@ -13,7 +13,7 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
-from ..geometry import angle_between_deg, camera_centres, undistort
+from ..geometry import angle_between_deg, camera_centres, undistort, unit_px
 from .features import Features, match, similarity
 from .twoview import relate
 
@@ -66,7 +66,7 @@ class LoopMatch:
     track_a: NDArray[np.int64]  # [n] tracks of keyframe a ...
     track_b: NDArray[np.int64]  # [n] ... and of b, that matching says are the same points
     xy_b: NDArray[np.float64]  # [n, 2] keypoints in b, pixels
-    diagonal: float  # of the picture, in 800 px
+    px: float  # of the picture that are one at a diagonal of 800
 
 
 def matched_loop(
@@ -74,19 +74,17 @@ def matched_loop(
 ) -> LoopMatch | None:
     """What two keyframes have in common by their pictures alone; None where that is too little."""
     fa, fb = features[a], features[b]
+    px = unit_px(fa.width, fa.height)
     m = match(fa, fb, count=config.keypoints)
     ta, tb = keypoint_track[a][m[:, 0]], keypoint_track[b][m[:, 1]]
     known = (ta >= 0) & (tb >= 0)
     m, ta, tb = m[known], ta[known].astype(np.int64), tb[known].astype(np.int64)
-    diagonal = float(np.hypot(fa.width, fa.height)) / 800
     centre = np.array([(fa.width - 1) / 2, (fa.height - 1) / 2])
     xa, xb = fa.xy[m[:, 0]].astype(float), fb.xy[m[:, 1]].astype(float)
-    pair = relate(a, b, xa - centre, xb - centre, limit_px=2.0 * diagonal)
+    pair = relate(a, b, xa - centre, xb - centre, limit_px=2.0 * px)
     if pair is None or pair.num_epipolar < config.min_matches:
         return None
-    return LoopMatch(
-        a=a, b=b, track_a=ta[pair.inlier], track_b=tb[pair.inlier], xy_b=xb[pair.inlier], diagonal=diagonal
-    )
+    return LoopMatch(a=a, b=b, track_a=ta[pair.inlier], track_b=tb[pair.inlier], xy_b=xb[pair.inlier], px=px)
 
 
 def verified_loop(
@@ -109,7 +107,7 @@ def verified_loop(
     rays = undistort((loop.xy_b[posed] - k[2:4]) / k[:2], k[4], k[5])
     camera = {"model": "PINHOLE", "width": 0, "height": 0, "params": [k[0], k[1], 0, 0]}
     found, info = poselib.estimate_absolute_pose(
-        rays * k[:2], points[ta[posed]], camera, {"max_reproj_error": 6 * loop.diagonal, "seed": 0}, {}
+        rays * k[:2], points[ta[posed]], camera, {"max_reproj_error": 6 * loop.px, "seed": 0}, {}
     )
     inlier = np.array(info["inliers"], bool)
     if inlier.sum() < max(12, 0.5 * posed.sum()):

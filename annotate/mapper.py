@@ -13,7 +13,7 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
-from ..geometry import camera_centres, distort, undistort
+from ..geometry import camera_centres, distort, undistort, unit_px
 from .bundle import Adjusted, Bundle, BundleConfig, adjust
 from .refine import RefineConfig, reference_observations, refine_observations
 
@@ -118,7 +118,7 @@ class Map:
     def __init__(self, obs: Observations, config: MapperConfig, intrinsics: Intrinsics, focal: float) -> None:
         self.obs, self.config, self.setting = obs, config, intrinsics
         v = obs.num_views
-        self.px = float(np.hypot(obs.width, obs.height)) / 800
+        self.px = unit_px(obs.width, obs.height)
         if intrinsics.given is None:
             row = np.array([focal, focal, (obs.width - 1) / 2, (obs.height - 1) / 2, 0.0, 0.0])
         else:

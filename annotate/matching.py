@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from ..geometry import angle_between_deg, invert_pose, undistort
+from ..geometry import angle_between_deg, invert_pose, undistort, unit_px
 from .features import Features, match, similarity
 from .twoview import Pair, relate, sampson
 
@@ -66,7 +66,7 @@ def match_pairs(
         m = match(fa, fb, count=config.keypoints)
         centre = np.array([(fa.width - 1) / 2, (fa.height - 1) / 2])
         xa, xb = fa.xy[m[:, 0]].astype(float) - centre, fb.xy[m[:, 1]].astype(float) - centre
-        pair = relate(a, b, xa, xb, limit_px=config.epipolar_px * np.hypot(fa.width, fa.height) / 800)
+        pair = relate(a, b, xa, xb, limit_px=config.epipolar_px * unit_px(fa.width, fa.height))
         if pair is not None and pair.num_epipolar >= config.min_inliers:
             out.append(PairMatches(pair=pair, ia=m[pair.inlier, 0], ib=m[pair.inlier, 1]))
         if progress:
@@ -159,7 +159,7 @@ def consistent_pairs(
         i, j = m.pair.a, m.pair.b
         if np.isnan(cam_from_world[[i, j], 0, 0]).any():
             continue
-        limit = 2 * config.epipolar_px * np.hypot(features[i].width, features[i].height) / 800
+        limit = 2 * config.epipolar_px * unit_px(features[i].width, features[i].height)
         rel = cam_from_world[j] @ invert_pose(cam_from_world[i])
         rays = []
         for v, xy in ((i, features[i].xy[m.ia]), (j, features[j].xy[m.ib])):

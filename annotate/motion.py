@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry import nearest_rotation
+from ..geometry import nearest_rotation, unit_px
 from .klt import FeatureTracks
 from .mapper import Intrinsics, Map, MapperConfig, Observations, common
 from .twoview import Pair
@@ -66,7 +66,7 @@ def _is_static(tracks: FeatureTracks, config: MotionConfig) -> bool:
     long = length >= min(30, max(2, len(tracks.frame_index) // 2))
     if not long.any():
         return False
-    still = long & (extent < config.still_px * np.hypot(tracks.width, tracks.height) / 800)
+    still = long & (extent < config.still_px * unit_px(tracks.width, tracks.height))
     if length[still].sum() >= config.still_share * length[long].sum():
         return True
     x, y = np.floor(low[still] / [tracks.width, tracks.height] * 8).clip(0, 7).astype(int).T

@@ -35,7 +35,7 @@ from .depth import (
     shrunk,
     single_depths,
 )
-from .depth_clip import DepthClip, DepthWriter, finish_depth
+from .depth_clip import GIVEN_SIGMA, DepthClip, DepthWriter, finish_depth
 from .features import Features, extract
 from .given import cut_depth, open_given_depth
 from .loops import LoopConfig, picture_loops
@@ -58,7 +58,7 @@ class DepthStageConfig:
     single_side: int = 1280  # that they are shrunk to: MoGe-2 makes them smaller still
     single_every_s: float = 0.5  # between the frames it sees where no other depth is asked for
     network_sigma: float = 0.05  # standard deviation of log depth that networks are taken to have where confident
-    given_sigma: float = 0.01  # the same of given depth
+    given_sigma: float = GIVEN_SIGMA  # the same of given depth
     loop_every_s: float = 1.0  # between the pictures that are compared for places seen again
     loop_side: int = 640  # that they are shrunk to
     loops: LoopConfig = field(default_factory=LoopConfig)

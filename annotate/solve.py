@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry import invert_pose
+from ..geometry import invert_pose, unit_px
 from ..records import Frame
 from .bundle import torch_threads
 from .depth_prior import DepthPrior
@@ -335,7 +335,7 @@ def _observations(
     use = np.flatnonzero((rank[tracks.row] >= 0) & (tracks.track % HELD_OUT != HELD_OUT - 1))
     log_depth = depth_weight = None
     if prior is not None:
-        noise_px = config.mapper.noise_px * np.hypot(tracks.width, tracks.height) / 800
+        noise_px = config.mapper.noise_px * unit_px(tracks.width, tracks.height)
         log_depth, depth_weight = prior.observed(tracks, use, noise_px)
     obs = Observations.sorted(
         view=rank[tracks.row[use]],

@@ -14,7 +14,6 @@ import fcntl
 import glob
 import hashlib
 import os
-import re
 import select
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import joint_digest, natural_key
 from ..records import BadMedia, Frame, LongtakeError, VideoInfo
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .3gp .mkv .webm .avi .ts .mts .m2ts".split())
@@ -49,11 +49,6 @@ class VideoConfig:
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
-
-
-def natural_key(name: str | Path) -> list[tuple[int, int, str]]:
-    """Sort key under which frame_2 comes before frame_10."""
-    return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", str(name))]
 
 
 def expand_inputs(args: Sequence[str]) -> list[Path | str]:
@@ -178,12 +173,10 @@ def _digest(paths: Sequence[str], max_gb: float) -> tuple[str, int]:
             if total > max_gb * 1e9:
                 raise BadMedia("too_large", f"{path}: {total / 1e9:.3g} GB are over the limit of {max_gb:.3g} GB.")
             with open(path, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256"))
+                digests.append(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise BadMedia("unreadable", f"{path}: {error.strerror}.") from error
-    if len(digests) == 1:
-        return digests[0].hexdigest(), total
-    return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest(), total
+    return joint_digest(digests), total
 
 
 # ---- frames ------------------------------------------------------------------------------------------------------

@@ -223,6 +223,7 @@ def _clip(
             pose_source="imported",
             distortion=cameras.distortion,
             flags=cameras.remarks,
+            same_px=0.0,  # what a file says differs where it says so
         ),
         video=video,
         media=media,

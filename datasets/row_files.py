@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadMedia
+from ..files import joint_digest, natural_key
 from .safe import followed, regular, told
 from .storage import Local, Remote, Storage, open_storage
 
@@ -148,11 +148,7 @@ def _pictures(folder: Path, uris: Sequence[str]) -> list[Path]:
         return [Path(uri.removeprefix("file://")).resolve() for uri in uris]
     kinds = {os.path.splitext(uri)[1].lower() for uri in uris}
     found = [path for path in folder.iterdir() if path.suffix.lower() in kinds and path.is_file()]
-    return [path.resolve() for path in sorted(found, key=_natural)]
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", str(path))]
+    return [path.resolve() for path in sorted(found, key=natural_key)]
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -161,7 +157,7 @@ def _digest(paths: Sequence[Path]) -> str:
     for path in paths:
         status = path.stat()
         digests.append(_file_digest(str(path), status.st_size, status.st_mtime_ns))
-    return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
+    return joint_digest(digests)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..annotate.depth_clip import DepthClip, DepthWriter, finish_depth, open_depth
+from ..annotate.depth_clip import GIVEN_SIGMA, DepthClip, DepthWriter, finish_depth, open_depth
 from ..annotate.quality import QualityConfig, measure_track
 from ..annotate.video import VideoConfig, probe
 from ..datasets.formats import vipe
@@ -30,7 +30,6 @@ from .depth import keep_depth
 
 VERSION = "1"  # of the stage
 BATCH = 256  # clips committed at once
-GIVEN_SIGMA = 0.01  # of the logarithm of their depth, as annotate takes it of depth that it is given
 
 
 @dataclass(frozen=True, kw_only=True)

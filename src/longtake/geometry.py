@@ -152,3 +152,8 @@ def align_similarity(
     variance = (a * a).sum() / len(source)
     s = float((d * sign).sum() / variance) if with_scale and variance > 0 else 1.0
     return s, rotation, mu_t - s * rotation @ mu_s
+
+
+def unit_px(width: int, height: int) -> float:
+    """Pixels of such a picture that are one where the diagonal has 800: limits are told for that size."""
+    return float(np.hypot(width, height)) / 800

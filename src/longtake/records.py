@@ -187,12 +187,14 @@ def known_track(
     pose_source: str,
     distortion: tuple[float, ...] = (),
     flags: tuple[str, ...] = (),
+    same_px: float = 1e-6,
 ) -> Track:
     """The track of a camera that was there before its pictures, or is taken as it is told: nothing is estimated.
 
     Args:
         world_from_cam: [T, 4, 4] nan in frames whose pose nobody tells.
         intrinsics: [T, 4] fx, fy, cx, cy.
+        same_px: frames whose intrinsics differ by no more have one set.
     """
     n = len(pts_ns)
     unknown, none = np.full(n, np.nan), np.zeros(n)
@@ -203,7 +205,7 @@ def known_track(
         world_from_cam=world_from_cam,
         pose_valid=np.asarray(np.isfinite(world_from_cam).all((1, 2))),
         intrinsics=intrinsics,
-        intrinsics_mode="per_frame" if np.ptp(intrinsics, axis=0).max() > 1e-6 else "static",
+        intrinsics_mode="per_frame" if np.ptp(intrinsics, axis=0).max() > same_px else "static",
         focal_status="given",
         focal_sigma=unknown,
         distortion_model="opencv_radial" if distortion else "none",
