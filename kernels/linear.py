@@ -18,7 +18,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out], in the type that all have."""
     given = (x, weight) if bias is None else (x, weight, bias)
     wants_gradient = torch.is_grad_enabled() and any(y.requires_grad for y in given)
-    if wants_gradient or not x.numel() or any(y.is_cuda or y.dtype not in _onednn_types() for y in given):
+    if wants_gradient or not x.numel() or any(y.device.type != "cpu" or y.dtype not in _onednn_types() for y in given):
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
