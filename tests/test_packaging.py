@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "model": {"kernels"},
     "kernels": set(),
 }
-LEAVES = {"geometry", "records", "errors"}  # src/longtake/*.py that every folder may import
+LEAVES = {"geometry", "records", "errors", "files"}  # src/longtake/*.py that every folder may import
 MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

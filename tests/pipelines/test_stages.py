@@ -80,7 +80,7 @@ def test_a_cut_off_save_is_no_result(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stages.json, "dump", power_cut)
+        patch.setattr(stages, "_sync", power_cut)
         store.save("ab12", [1, 2])
     assert not store.has("ab12")
     with pytest.raises(KeyError):
