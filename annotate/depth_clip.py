@@ -40,8 +40,8 @@ MEANING = (
     "map pixel (u, v), centres at integers, lies at x + (u + 0.5) * w / width - 0.5, y + (v + 0.5) * h / height - 0.5"
 )
 MAX_PIXELS = 1 << 24  # of a map
-GIVEN_SIGMA = 0.01  # standard deviation that the logarithm of given depth is taken to have
 MAX_META_BYTES = 1 << 26
+GIVEN_SIGMA = 0.01  # standard deviation that the logarithm of given depth is taken to have
 SOURCES = ("pi3x+moge2", "pi3x", "moge2", "given", "given+moge2", "rendered")
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 

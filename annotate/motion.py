@@ -33,9 +33,7 @@ class MotionConfig:
     turning_px: float = 0.6  # median residual of rotations about one centre
     turning_more: float = 0.1  # share of all that it leaves over beside cameras that move, or
     turning_worse: float = 2.0  # times what these leave over, where a camera does not turn
-    turning_longest: float = (
-        4.0  # longer sides; beyond, a turn looks like a glide over a wall, whatever the focal length
-    )
+    turning_longest: float = 4.0  # longer sides; beyond, a turn looks like a glide over a wall, whatever the focal one
     turning_share: float = 0.75  # of the observations within the mapper's limit
 
 

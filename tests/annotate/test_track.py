@@ -281,9 +281,8 @@ def fisheye(frames: int, fov_deg: float = 150.0) -> tuple[list[NDArray], NDArray
 
 
 def test_a_fisheye_is_not_taken_for_a_pinhole(tmp_path):
-    pictures, cameras = fisheye(
-        60
-    )  # of 40, rounding decides: 1.01 to 1.03 times as many matches agree with a bend, with 1.015 asked for
+    # of 40 frames, rounding decides: 1.01 to 1.03 times as many matches agree with a bend, with 1.015 asked for
+    pictures, cameras = fisheye(60)
     track = track_of(write(tmp_path / "fisheye.mp4", pictures, options={"crf": "14"}))
     assert (
         isinstance(track, Rejected)
